@@ -1,0 +1,1 @@
+"""What runs on the other side: the launcher, its spawners and the agent."""

@@ -1,0 +1,1 @@
+"""How agents are launched: one module per driver."""
