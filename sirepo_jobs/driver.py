@@ -1,0 +1,103 @@
+"""The contract between the supervisor and whatever launches agents (SIR-33, I4).
+
+What every driver promises, and `tests/driver_contract.py` holds it to:
+
+* `launch` names what it launches after `AgentSpec.agent`; launching twice finds the first.
+* A `Handle` is all that is needed to find the agent again after a restart of the supervisor: JSON,
+  versioned, stored before it is used.
+* `look` answers ALIVE or GONE only on evidence; everything else is UNKNOWN, and UNKNOWN ends nothing.
+* `stop` may be repeated, and returns when the agent is gone or raises.
+"""
+
+import hashlib
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from .resources import Resources
+
+
+class Fate(Enum):
+    """What a driver knows about an agent."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    #: Not knowing is an answer; only a clear word ends a job (C4).
+    UNKNOWN = "unknown"
+
+
+class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What jobs must have in common to share an agent."""
+
+    driver: str
+    user: str
+    image: str | None = None
+
+    @property
+    def key(self) -> str:
+        """A short name, equal for equal environments; usable in file names."""
+        if self.image is None:
+            return f"{self.driver}-{self.user}"
+        return f"{self.driver}-{self.user}-{hashlib.sha256(self.image.encode()).hexdigest()[:16]}"
+
+
+class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything an agent is told at its start. Goes over stdin or a 0600 file, never through argv."""
+
+    agent: str
+    environment: Environment
+    #: Where it calls: `unix:PATH` or `wss://HOST:PORT/agent`.
+    url: str
+    #: Its secret for that door.
+    token: str
+    #: Directory of the agent's own files, made by the driver (0700).
+    home: str
+    #: Below here lie the run dirs.
+    run_root: str
+    #: Names of variables of the agent's environment that jobs see too, besides the usual ones.
+    pass_env: list[str] = []
+    #: File with the certificate authorities for `wss`.
+    ca_file: str | None = None
+
+
+class Handle(Struct, frozen=True, kw_only=True):
+    """What a driver needs to find an agent again."""
+
+    agent: str
+    driver: str
+    version: int
+    data: dict[str, str | int]
+
+    def to_json(self) -> bytes:
+        """For the store."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "Handle":
+        """From the store."""
+        return msgspec.json.decode(data, type=cls)
+
+
+class Driver(Protocol):
+    """Starts and finds agents of one kind."""
+
+    #: Name of the entry point, and of the spec's `driver`.
+    name: str
+    #: What one place of this driver has to give; jobs that need more are refused at the door.
+    capacity: Resources
+    #: A launch that takes longer has failed (SIR-36).
+    launch_secs: float
+
+    async def launch(self, spec: AgentSpec) -> Handle:
+        """Start the agent, or find the one of that name. Raises `LaunchError`."""
+        ...
+
+    async def look(self, handle: Handle) -> Fate:
+        """What is known about it now. Never raises for a failed query: that is UNKNOWN."""
+        ...
+
+    async def stop(self, handle: Handle, *, grace_secs: float) -> None:
+        """End the agent and everything that it runs; returns when it is gone. Raises `LaunchError`."""
+        ...

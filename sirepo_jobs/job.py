@@ -1,0 +1,133 @@
+"""The job as a record: states, ids, one frozen `JobRecord` per job and one `AttemptRecord` per execution.
+
+Instants are whole microseconds since 1970 UTC, by the supervisor's clock; they are for people and
+for display, never for deciding what came first (that is `version` and `seq`).
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from .reasons import Reason
+
+
+class State(StrEnum):
+    """Where a job is. The transitions between them are data in `lifecycle.py`."""
+
+    #: Known, not yet released to the queue (dependencies).
+    INACTIVE = "inactive"
+    #: In the queue.
+    PENDING = "pending"
+    #: Promised to an agent; an attempt number exists.
+    STARTING = "starting"
+    #: The agent said that its process exists.
+    RUNNING = "running"
+    #: Its processes are stopped and may go on.
+    SUSPENDED = "suspended"
+    #: Asked to stop; its processes may still exist.
+    CANCELING = "canceling"
+    #: Out of the queue until somebody releases it.
+    HELD = "held"
+    #: Its agent is out of reach and nothing proves what became of the attempt.
+    LOST = "lost"
+    COMPLETED = "completed"
+    ERROR = "error"
+    CANCELED = "canceled"
+    #: The same work is done under another jid.
+    DEDUPED = "deduped"
+    #: Ended, and its run dir has been removed.
+    PURGED = "purged"
+
+
+FINAL = frozenset({State.COMPLETED, State.ERROR, State.CANCELED, State.DEDUPED, State.PURGED})
+#: An attempt exists that an agent answers for.
+HELD_BY_AGENT = frozenset({State.STARTING, State.RUNNING, State.SUSPENDED, State.CANCELING, State.LOST})
+
+
+class Stopping(StrEnum):
+    """What is to become of a job whose processes were asked to end."""
+
+    CANCEL = "cancel"
+    HOLD = "hold"
+    PREEMPT = "preempt"
+
+
+class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one attempt used, as the kernel accounts it."""
+
+    user_secs: float = 0.0
+    system_secs: float = 0.0
+    #: Peak resident set of the largest process, bytes.
+    max_rss: int = 0
+
+
+class JobRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that changes about a job. Replaced, never mutated; only `lifecycle.step` makes new ones."""
+
+    jid: str
+    #: Order of acceptance, unique in the store.
+    seq: int
+    user: str
+    state: State
+    #: Rises by one with every change; blocking queries wait for it (I8, I11).
+    version: int = 1
+    #: The run: which request to execute this jid (SIR-20).
+    serial: int = 1
+    #: The execution, numbered over all runs of the jid (I5); 0 before the first.
+    attempt: int = 0
+    #: Failed attempts of this run that count against `max_attempts`.
+    failures: int = 0
+    #: Attempts of this run that never became a process; bounded, see `lifecycle.MAX_STARTS`.
+    false_starts: int = 0
+    reason: Reason | None = None
+    situation: str = ""
+    stopping: Stopping | None = None
+    stopping_by: str = ""
+    agent: str | None = None
+    run_dir: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    #: Final lengths of the output files; None until an exit record proves them.
+    stdout_bytes: int | None = None
+    stderr_bytes: int | None = None
+    #: What proved the end of the attempt (C5).
+    proof: str | None = None
+    progress: dict[str, Any] | None = None
+    usage: Usage | None = None
+    original_jid: str | None = None
+    created_at: int
+    queued_at: int | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+
+
+class AttemptRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One execution, written once, when it has ended."""
+
+    jid: str
+    attempt: int
+    serial: int
+    agent: str | None
+    run_dir: str | None
+    #: The state the job went to when the attempt ended.
+    state: State
+    reason: Reason | None
+    situation: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout_bytes: int | None = None
+    stderr_bytes: int | None = None
+    proof: str | None = None
+    usage: Usage | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid(at: int, randomness: bytes) -> str:
+    """The ULID of an instant in microseconds and 10 random bytes: 26 characters, sorts by time."""
+    number = (at // 1000 & (1 << 48) - 1) << 80 | int.from_bytes(randomness[:10])
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))

@@ -1,0 +1,474 @@
+"""The state tables: everything that moves a job or an agent from one state to another is in this file.
+
+A job moves by `step(job, event, spec)`, which returns the new record and what the shell should do
+about it. The table `NEXT` lists for every (state, event) the states it may lead to; where more than
+one is listed, `_settle` chooses by what the event proves. A pair that is not listed is the sender's
+fault (`Illegal`) and changes nothing. Events about an attempt carry (serial, attempt); one that is
+not current is noted and dropped (I6). Final is final (I9): only the user's word `RetryAsked` opens
+a new run, and `Purged` removes files, not results.
+
+Sources: SYS-06..09, C4, C5, C9, I5, I8, I9, I18, I19. The chart in `docs/states.md` is made from
+this table by `chart()`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from .errors import RemoteError
+from .events import (
+    AgentBack,
+    AgentEvent,
+    AgentLost,
+    AgentState,
+    Assigned,
+    CancelAsked,
+    DeathProven,
+    Deduped,
+    Dequeue,
+    Effect,
+    EndAttempt,
+    Ended,
+    Enqueue,
+    Event,
+    Exited,
+    HoldAsked,
+    Note,
+    NotStarted,
+    PreemptAsked,
+    Progressed,
+    Purged,
+    Released,
+    Resumed,
+    RetryAsked,
+    Started,
+    StopAttempt,
+    Suspended,
+)  # fmt: skip
+from .job import FINAL, HELD_BY_AGENT, JobRecord, State, Stopping
+from .reasons import Reason
+from .spec import JobSpec
+
+#: An attempt that never became a process charges nobody, but not for ever.
+MAX_STARTS = 10
+
+
+class Illegal(RemoteError):
+    """The event cannot happen in this state; the record is unchanged."""
+
+    code = "illegal_transition"
+
+
+S = State
+_ENDS = (S.COMPLETED, S.ERROR, S.CANCELED, S.PENDING, S.HELD)
+_SAME: tuple[State, ...] = ()  # marks "stays where it is"
+
+
+def _rows() -> dict[tuple[State, type[Event]], tuple[State, ...]]:
+    table: dict[tuple[State, type[Event]], tuple[State, ...]] = {
+        # before an attempt exists
+        (S.INACTIVE, Released): (S.PENDING,),
+        (S.HELD, Released): (S.PENDING,),
+        (S.PENDING, Released): _SAME,
+        (S.INACTIVE, Deduped): (S.DEDUPED,),
+        (S.PENDING, Deduped): (S.DEDUPED,),
+        (S.PENDING, Assigned): (S.STARTING,),
+        (S.INACTIVE, HoldAsked): (S.HELD,),
+        (S.PENDING, HoldAsked): (S.HELD,),
+        (S.HELD, HoldAsked): _SAME,
+        (S.INACTIVE, CancelAsked): (S.CANCELED,),
+        (S.PENDING, CancelAsked): (S.CANCELED,),
+        (S.HELD, CancelAsked): (S.CANCELED,),
+        # an attempt exists
+        (S.STARTING, Started): (S.RUNNING,),
+        (S.RUNNING, Started): _SAME,  # told twice
+        (S.SUSPENDED, Started): _SAME,
+        (S.CANCELING, Started): _SAME,  # crossed our stop on the wire
+        (S.LOST, Started): (S.RUNNING, S.CANCELING),
+        (S.RUNNING, Suspended): (S.SUSPENDED,),
+        (S.SUSPENDED, Suspended): _SAME,
+        (S.CANCELING, Suspended): _SAME,
+        (S.SUSPENDED, Resumed): (S.RUNNING,),
+        (S.RUNNING, Resumed): _SAME,
+        (S.CANCELING, Resumed): _SAME,
+        (S.LOST, AgentBack): (S.STARTING, S.RUNNING, S.SUSPENDED, S.CANCELING),
+        # after the end
+        (S.COMPLETED, RetryAsked): (S.PENDING,),
+        (S.ERROR, RetryAsked): (S.PENDING,),
+        (S.CANCELED, RetryAsked): (S.PENDING,),
+        (S.PURGED, RetryAsked): (S.PENDING,),
+        (S.COMPLETED, Purged): (S.PURGED,),
+        (S.ERROR, Purged): (S.PURGED,),
+        (S.CANCELED, Purged): (S.PURGED,),
+        (S.PURGED, Purged): _SAME,
+    }
+    for state in HELD_BY_AGENT:
+        table[state, NotStarted] = (S.PENDING, S.ERROR, S.CANCELED, S.HELD)
+        table[state, Exited] = _ENDS
+        table[state, DeathProven] = _ENDS[1:]
+        table[state, Progressed] = _SAME
+        table.setdefault((state, AgentBack), _SAME)
+        if state is S.LOST:
+            asked = _SAME  # remembered in `stopping`; carried out when the agent is back
+            table[state, AgentLost] = _SAME
+        else:
+            asked = _SAME if state is S.CANCELING else (S.CANCELING,)
+            table[state, AgentLost] = (S.LOST,)
+        for ask in (CancelAsked, HoldAsked, PreemptAsked):
+            table[state, ask] = asked
+    for state in FINAL:
+        # asked too late: the answer is the state as it is (SIR-23, SYS-C7)
+        table[state, CancelAsked] = _SAME
+    return table
+
+
+#: What each event may make of each state; an empty tuple means that the state stays.
+NEXT: Mapping[tuple[State, type[Event]], tuple[State, ...]] = _rows()
+
+
+# --- step ---------------------------------------------------------------------------------------
+
+
+def step(job: JobRecord, event: Event, spec: JobSpec) -> tuple[JobRecord, tuple[Effect, ...]]:
+    """Say what `event` makes of `job`, and what the shell should do about it.
+
+    Returns the very same record when nothing changes. Raises `Illegal` for an event that cannot
+    happen in this state.
+    """
+    if event.fenced and (stale := _stale(job, event)):
+        return job, (Note(stale),)
+    kind = type(event)
+    try:
+        allowed = NEXT[job.state, kind]
+    except KeyError:
+        if job.state in FINAL and event.fenced:
+            return job, (Note(f"{kind.__name__} after the end ({job.state}) dropped"),)
+        raise Illegal(
+            f"{kind.__name__} cannot happen to job {job.jid} while it is {job.state} (version {job.version})"
+        ) from None
+    new, effects = _DECIDE[kind](job, event, spec)
+    if new is job:
+        return job, effects
+    assert new.state in allowed or (not allowed and new.state is job.state), (job.state, kind, new.state)
+    return replace(new, version=job.version + 1), effects
+
+
+def _stale(job: JobRecord, event: Any) -> str:
+    if event.serial == job.serial and event.attempt == job.attempt:
+        return ""
+    return (
+        f"{type(event).__name__} for serial={event.serial} attempt={event.attempt} dropped; "
+        f"job {job.jid} is at serial={job.serial} attempt={job.attempt}"
+    )
+
+
+Decision = tuple[JobRecord, tuple[Effect, ...]]
+
+
+def _released(job: JobRecord, event: Released, spec: JobSpec) -> Decision:
+    if job.state is S.PENDING:
+        return job, ()
+    return _pending(job, event.at), (Enqueue(),)
+
+
+def _deduped(job: JobRecord, event: Deduped, spec: JobSpec) -> Decision:
+    new = replace(
+        job,
+        state=S.DEDUPED,
+        original_jid=event.original_jid,
+        situation=f"the same work is done by job {event.original_jid}",
+        ended_at=event.at,
+    )
+    return new, (*_leave_queue(job), Ended())
+
+
+def _assigned(job: JobRecord, event: Assigned, spec: JobSpec) -> Decision:
+    new = replace(
+        job,
+        state=S.STARTING,
+        attempt=job.attempt + 1,
+        agent=event.agent,
+        run_dir=event.run_dir,
+        reason=None,
+        situation="",
+        started_at=None,
+        exit_code=None,
+        signal=None,
+        proof=None,
+        stdout_bytes=None,
+        stderr_bytes=None,
+        progress=None,
+        usage=None,
+    )
+    return new, ()
+
+
+def _started(job: JobRecord, event: Started, spec: JobSpec) -> Decision:
+    if job.started_at is not None and job.state is not S.LOST:
+        return job, ()
+    state = {S.STARTING: S.RUNNING, S.LOST: S.CANCELING if job.stopping else S.RUNNING}.get(
+        job.state, job.state
+    )
+    return replace(job, state=state, started_at=event.at, reason=None, situation=""), ()
+
+
+def _suspended(job: JobRecord, event: Suspended | Resumed, spec: JobSpec) -> Decision:
+    target = S.SUSPENDED if isinstance(event, Suspended) else S.RUNNING
+    if job.state in (target, S.CANCELING):
+        return job, ()
+    return replace(job, state=target), ()
+
+
+def _cancel_asked(job: JobRecord, event: CancelAsked, spec: JobSpec) -> Decision:
+    if job.state in FINAL or job.stopping is Stopping.CANCEL:
+        return job, ()
+    if job.state in HELD_BY_AGENT:
+        return _stop(job, spec, Stopping.CANCEL, event.by, event.reason, f"cancel asked by {event.by}")
+    new = replace(
+        job,
+        state=S.CANCELED,
+        reason=event.reason,
+        situation=f"canceled by {event.by} before it started",
+        ended_at=event.at,
+    )
+    return new, (*_leave_queue(job), Ended())
+
+
+def _hold_asked(job: JobRecord, event: HoldAsked, spec: JobSpec) -> Decision:
+    if job.state is S.HELD or job.stopping:
+        return job, ()
+    if job.state in HELD_BY_AGENT:
+        return _stop(job, spec, Stopping.HOLD, event.by, Reason.HELD, f"hold asked by {event.by}")
+    new = replace(job, state=S.HELD, reason=Reason.HELD, situation=f"held by {event.by}; release it to go on")
+    return new, _leave_queue(job)
+
+
+def _preempt_asked(job: JobRecord, event: PreemptAsked, spec: JobSpec) -> Decision:
+    if job.stopping:
+        return job, ()
+    return _stop(job, spec, Stopping.PREEMPT, event.by, Reason.PREEMPTED, f"preempted by {event.by}")
+
+
+def _stop(
+    job: JobRecord, spec: JobSpec, stopping: Stopping, by: str, reason: Reason, situation: str
+) -> Decision:
+    """Ask the attempt to end; a stronger wish (cancel) replaces a weaker one."""
+    new = replace(job, stopping=stopping, stopping_by=by, reason=reason, situation=situation)
+    if job.state is S.LOST:
+        # the agent will hear of it as soon as it is back (F077)
+        return replace(new, situation=f"{situation}; its agent is out of reach"), ()
+    return replace(new, state=S.CANCELING), (StopAttempt(spec.limits.grace),)
+
+
+def _agent_lost(job: JobRecord, event: AgentLost, spec: JobSpec) -> Decision:
+    if job.state is S.LOST:
+        return job, ()
+    return replace(job, state=S.LOST, reason=Reason.AGENT_UNREACHABLE, situation=event.message), ()
+
+
+def _agent_back(job: JobRecord, event: AgentBack, spec: JobSpec) -> Decision:
+    if job.state is not S.LOST:
+        return job, ()
+    if job.stopping:
+        new = replace(job, state=S.CANCELING, situation=f"{job.stopping} asked by {job.stopping_by}")
+        return new, (StopAttempt(spec.limits.grace),)
+    state = {"running": S.RUNNING, "suspended": S.SUSPENDED}.get(event.holds, S.STARTING)
+    return replace(job, state=state, reason=None, situation=""), ()
+
+
+def _progressed(job: JobRecord, event: Progressed, spec: JobSpec) -> Decision:
+    return replace(job, progress=event.data), ()
+
+
+def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
+    over = replace(job, ended_at=event.at, proof="never_claimed", started_at=None)
+    if job.stopping in (Stopping.CANCEL, Stopping.HOLD):
+        return _stopped(over, event.at)
+    starts = job.false_starts + (not job.stopping)
+    if not event.reason.about.retryable or starts >= MAX_STARTS:
+        new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message)
+        return new, (EndAttempt(), Ended())
+    new = _pending(over, event.at, Reason.RETRYING, event.message)
+    return replace(new, false_starts=starts), (EndAttempt(), Enqueue())
+
+
+def _exited(job: JobRecord, event: Exited, spec: JobSpec) -> Decision:
+    over = replace(
+        job,
+        ended_at=event.at,
+        started_at=job.started_at or event.started_at,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        proof=event.proof,
+        stdout_bytes=event.stdout_bytes,
+        stderr_bytes=event.stderr_bytes,
+        usage=event.usage,
+    )
+    if job.stopping and event.stopped and event.reason is not Reason.TIME_LIMIT:
+        return _stopped(over, event.at)
+    if event.exit_code == 0 and event.reason is None:
+        new = replace(over, state=S.COMPLETED, reason=None, situation="", stopping=None)
+        return new, (EndAttempt(), Ended())
+    reason = event.reason or (Reason.SIGNALED if event.signal is not None else Reason.EXIT_NONZERO)
+    return _failed(over, event.at, reason, event.message or _sentence(event), spec)
+
+
+def _death_proven(job: JobRecord, event: DeathProven, spec: JobSpec) -> Decision:
+    over = replace(job, ended_at=event.at, proof=event.proof)
+    if job.stopping:
+        return _stopped(over, event.at)
+    return _failed(over, event.at, event.reason, event.message, spec)
+
+
+def _failed(over: JobRecord, at: int, reason: Reason, situation: str, spec: JobSpec) -> Decision:
+    """The attempt failed: another one when the user allowed it, else the end."""
+    failures = over.failures + 1
+    again = reason in spec.retry_on if spec.retry_on else reason.about.retryable
+    if again and failures < spec.max_attempts and not over.stopping:
+        new = _pending(over, at, Reason.RETRYING, f"attempt {over.attempt} failed: {situation}")
+        return replace(new, failures=failures), (EndAttempt(), Enqueue())
+    # a time limit is the user's own wish to end it, not an error of the program (SYS-C8)
+    state = S.CANCELED if reason is Reason.TIME_LIMIT else S.ERROR
+    new = replace(over, state=state, reason=reason, situation=situation, failures=failures, stopping=None)
+    return new, (EndAttempt(), Ended())
+
+
+def _stopped(over: JobRecord, at: int) -> Decision:
+    """The attempt ended because it was asked to."""
+    match over.stopping:
+        case Stopping.HOLD:
+            new = replace(over, state=S.HELD, situation=f"held by {over.stopping_by}; release it to go on")
+            effects: tuple[Effect, ...] = (EndAttempt(),)
+        case Stopping.PREEMPT:
+            new = _pending(over, at, Reason.PREEMPTED, f"preempted by {over.stopping_by}")
+            effects = (EndAttempt(), Enqueue())
+        case _:
+            reason = over.reason if over.reason in _CANCELS else Reason.CANCELED_BY_USER
+            new = replace(over, state=S.CANCELED, reason=reason, situation=f"canceled by {over.stopping_by}")
+            effects = (EndAttempt(), Ended())
+    return replace(new, stopping=None, stopping_by=""), effects
+
+
+_CANCELS = frozenset({Reason.CANCELED_BY_USER, Reason.CANCELED_BY_ADMIN, Reason.DEPENDENCY_FAILED})
+
+
+def _retry_asked(job: JobRecord, event: RetryAsked, spec: JobSpec) -> Decision:
+    new = replace(
+        _pending(job, event.at),
+        serial=job.serial + 1,
+        failures=0,
+        false_starts=0,
+        exit_code=None,
+        signal=None,
+        started_at=None,
+        proof=None,
+        stdout_bytes=None,
+        stderr_bytes=None,
+        progress=None,
+        usage=None,
+    )
+    return new, (Enqueue(),)
+
+
+def _purged(job: JobRecord, event: Purged, spec: JobSpec) -> Decision:
+    if job.state is S.PURGED:
+        return job, ()
+    return replace(job, state=S.PURGED, run_dir=None), ()
+
+
+def _pending(job: JobRecord, at: int, reason: Reason | None = None, situation: str = "") -> JobRecord:
+    return replace(
+        job,
+        state=S.PENDING,
+        reason=reason,
+        situation=situation,
+        agent=None,
+        queued_at=at,
+        ended_at=None,
+        stopping=None,
+        stopping_by="",
+    )
+
+
+def _leave_queue(job: JobRecord) -> tuple[Effect, ...]:
+    return (Dequeue(),) if job.state is S.PENDING else ()
+
+
+def _sentence(event: Exited) -> str:
+    if event.signal is not None:
+        hint = "; signal 9 often means out of memory" if event.signal == 9 and not event.stopped else ""
+        return f"killed by signal {event.signal}{hint}"
+    if event.exit_code is None:
+        return f"ended, and nothing proves its exit status ({event.proof})"
+    return f"exited with code {event.exit_code}"
+
+
+_DECIDE: dict[type[Event], Any] = {
+    Released: _released,
+    Deduped: _deduped,
+    Assigned: _assigned,
+    NotStarted: _not_started,
+    Started: _started,
+    Exited: _exited,
+    CancelAsked: _cancel_asked,
+    HoldAsked: _hold_asked,
+    PreemptAsked: _preempt_asked,
+    Suspended: _suspended,
+    Resumed: _suspended,
+    AgentLost: _agent_lost,
+    AgentBack: _agent_back,
+    DeathProven: _death_proven,
+    Progressed: _progressed,
+    RetryAsked: _retry_asked,
+    Purged: _purged,
+}
+
+
+# --- the agent's small table --------------------------------------------------------------------
+
+A = AgentState
+
+#: What each event makes of an agent, as the supervisor sees it (SYS-10). Pairs that are not listed
+#: change nothing: an agent's connection comes and goes, and late words about it are harmless.
+AGENT_NEXT: Mapping[tuple[AgentState, AgentEvent], AgentState] = {
+    (A.OFFLINE, AgentEvent.LAUNCH_ASKED): A.LAUNCHING,
+    (A.OFFLINE, AgentEvent.CONNECTED): A.ONLINE,  # found again after a restart of the supervisor
+    (A.LAUNCHING, AgentEvent.CONNECTED): A.ONLINE,
+    (A.LAUNCHING, AgentEvent.LAUNCH_FAILED): A.OFFLINE,
+    (A.LAUNCHING, AgentEvent.GONE): A.OFFLINE,
+    (A.ONLINE, AgentEvent.DISCONNECTED): A.UNREACHABLE,
+    (A.ONLINE, AgentEvent.DRAIN_ASKED): A.DRAINING,
+    (A.ONLINE, AgentEvent.GONE): A.OFFLINE,
+    (A.UNREACHABLE, AgentEvent.CONNECTED): A.ONLINE,
+    (A.UNREACHABLE, AgentEvent.GONE): A.OFFLINE,
+    (A.DRAINING, AgentEvent.DISCONNECTED): A.UNREACHABLE,
+    (A.DRAINING, AgentEvent.GONE): A.OFFLINE,
+}
+
+
+def agent_step(state: AgentState, event: AgentEvent) -> AgentState:
+    """The agent's next state; the same one for an event that says nothing new."""
+    return AGENT_NEXT.get((state, event), state)
+
+
+# --- the chart ----------------------------------------------------------------------------------
+
+
+def chart() -> str:
+    """Both tables as one Mermaid document; `docs/states.md` holds it and a test keeps it so."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for (state, kind), targets in NEXT.items():
+        for target in targets:
+            arrows.setdefault((state, target), []).append(kind.__name__)
+    lines = [
+        "```mermaid",
+        "stateDiagram-v2",
+        "    [*] --> inactive",
+        "    [*] --> pending",
+        "    [*] --> deduped",
+    ]
+    lines += [f"    {a} --> {b}: {', '.join(sorted(kinds))}" for (a, b), kinds in sorted(arrows.items())]
+    lines += ["```", "", "```mermaid", "stateDiagram-v2", "    [*] --> offline"]
+    lines += [f"    {a} --> {b}: {event}" for (a, event), b in sorted(AGENT_NEXT.items())]
+    return "\n".join([*lines, "```", ""])

@@ -1,0 +1,271 @@
+"""What a user asks for: the job spec of the HTTP API, its checks and its canonical form (SYS-01).
+
+People write units as texts and leave things out; `parse_spec` turns their words into a `JobSpec`
+in which memory is bytes, durations are seconds and every limit holds, or raises one `BadInput`
+that names the place and what to write instead.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from .errors import BadInput, TooLarge
+from .reasons import Reason
+from .resources import Resources, parse_bytes, parse_secs
+
+MAX_ARGS = 4096
+#: Linux refuses a longer single argument (MAX_ARG_STRLEN is 128 KiB with the final NUL).
+MAX_ARG_BYTES = 131_071
+MAX_COMMAND_BYTES = 1 << 20
+MAX_ENV = 1000
+MAX_TAGS = 50
+MAX_NAME_CHARS = 200
+MAX_BATCH = 10_000
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,99}")
+#: Names that the launcher sets; a job may not pretend.
+RESERVED_ENV_PREFIX = "SIREPO_JOBS_"
+
+
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Time limits of one attempt; the clock starts at spawn (SIR-17)."""
+
+    #: After so many seconds the process group gets TERM, and KILL `grace` later.
+    soft: float | None = None
+    #: After so many seconds it gets KILL at once; never before `soft` plus `grace`.
+    hard: float | None = None
+    #: Seconds between TERM and KILL, on a limit and on cancel.
+    grace: float = 30.0
+
+
+class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file to be put into the run dir before the start."""
+
+    path: str
+    url: str
+    sha256: str | None = None
+
+
+class Output(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file that the job is to leave in the run dir."""
+
+    path: str
+    required: bool = True
+
+
+class After(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An edge to a job that must end first."""
+
+    jid: str
+    on: Literal["success", "failure", "any"] = "success"
+
+
+class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One job as asked for, canonical."""
+
+    command: list[str]
+    name: str = ""
+    #: Client-chosen id (the Sirepo form `uid-sid-model`); "" lets the supervisor choose.
+    jid: str = ""
+    env: dict[str, str] = {}
+    driver: str = "local"
+    image: str | None = None
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    inputs: list[Input] = []
+    outputs: list[Output] = []
+    after: list[After] = []
+    max_attempts: int = 1
+    #: Reasons that deserve another attempt; empty = any failure that may pass by itself.
+    retry_on: list[Reason] = []
+    priority: int = 5
+    queue: str = "default"
+    tags: dict[str, str] = {}
+    progress: Literal["jsonl"] | None = None
+
+
+#: Fields of the contract that no room serves yet; refused rather than ignored.
+_NOT_YET: dict[str, str] = {
+    "image": "containers",
+    "inputs": "staging of inputs",
+    "outputs": "collection of outputs",
+    "after": "dependencies",
+}
+
+_STRUCTS: dict[str, type[Struct]] = {
+    "resources": Resources,
+    "limits": Limits,
+    "inputs": Input,
+    "outputs": Output,
+    "after": After,
+}
+
+
+def parse_spec(raw: object, pointer: str = "") -> JobSpec:
+    """The canonical spec of a decoded JSON value.
+
+    Raises `BadInput` (with the JSON pointer of the place, below `pointer`) for unknown keys, wrong
+    types and values that cannot be meant.
+    """
+    if not isinstance(raw, dict):
+        raise BadInput(f"a job spec is a JSON object, not {_kind(raw)}", pointer=pointer)
+    _check_keys(raw, JobSpec, pointer)
+    words = dict(raw)
+    for field, struct in _STRUCTS.items():
+        _check_part(words.get(field), struct, f"{pointer}/{field}")
+    words["resources"] = _units(
+        words.get("resources"), ("memory", "disk"), parse_bytes, f"{pointer}/resources"
+    )
+    words["limits"] = _units(words.get("limits"), ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits")
+    try:
+        spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
+    except msgspec.ValidationError as exc:
+        raise BadInput(*_explain(str(exc), pointer)[:1], pointer=_explain(str(exc), pointer)[1]) from None
+    _check(spec, pointer)
+    return spec
+
+
+def parse_submission(body: bytes) -> tuple[list[JobSpec], bool]:
+    """The specs of a `POST /jobs` body, and whether it was a batch (`{"jobs": [...]}`)."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadInput(f"the body is not JSON: {exc}", code="bad_json") from None
+    if not (isinstance(raw, dict) and "jobs" in raw):
+        return [parse_spec(raw)], False
+    if len(raw) > 1 or not isinstance(raw["jobs"], list):
+        raise BadInput('a batch is {"jobs": [spec, ...]} and nothing else', pointer="/jobs")
+    if not 0 < len(raw["jobs"]) <= MAX_BATCH:
+        raise TooLarge(
+            f"the batch has {len(raw['jobs'])} jobs; send 1 to {MAX_BATCH} in one request", pointer="/jobs"
+        )
+    return [parse_spec(item, f"/jobs/{i}") for i, item in enumerate(raw["jobs"])], True
+
+
+def _check_part(value: object, struct: type[Struct], pointer: str) -> None:
+    if isinstance(value, dict):
+        _check_keys(value, struct, pointer)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if isinstance(item, dict):
+                _check_keys(item, struct, f"{pointer}/{i}")
+
+
+def _check_keys(raw: Mapping[Any, Any], struct: type[Struct], pointer: str) -> None:
+    known = struct.__struct_fields__
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
+            raise BadInput(
+                f"unknown key {str(key)[:64]!r}; {hint}", code="unknown_key", pointer=f"{pointer}/{key}"
+            )
+
+
+def _units(raw: object, fields: tuple[str, ...], parse: Any, pointer: str) -> object:
+    if not isinstance(raw, dict):
+        return raw
+    words = dict(raw)
+    for field in fields:
+        if words.get(field) is not None:
+            try:
+                words[field] = parse(words[field])
+            except BadInput as exc:
+                raise BadInput(str(exc), pointer=f"{pointer}/{field}") from None
+    return {k: v for k, v in words.items() if v is not None}
+
+
+_AT = re.compile(r" - at `\$(.*)`$")
+
+
+def _explain(message: str, pointer: str) -> tuple[str, str]:
+    """msgspec's sentence as ours, and its `$.a[0]` as a JSON pointer."""
+    place = ""
+    if found := _AT.search(message):
+        place = re.sub(r"\[(\d+|\.\.\.)\]", r"/\1", found[1]).replace(".", "/")
+        message = message[: found.start()]
+    where = place.strip("/").replace("/", ".") or "the spec"
+    return f"{where}: {message[0].lower()}{message[1:]}", pointer + place
+
+
+def _check(spec: JobSpec, pointer: str) -> None:
+    """What the types alone cannot say."""
+
+    def refuse(field: str, message: str, kind: type[BadInput] = BadInput) -> None:
+        raise kind(f"{field}: {message}", pointer=f"{pointer}/{field}")
+
+    for field, what in _NOT_YET.items():
+        if getattr(spec, field):
+            raise BadInput(
+                f"{field}: {what} is not served by this version; leave it out",
+                code="not_supported",
+                pointer=f"{pointer}/{field}",
+            )
+    if not spec.command or not spec.command[0]:
+        refuse("command", "is empty; give the program and its arguments, as in ['echo', 'hello']")
+    if len(spec.command) > MAX_ARGS:
+        refuse("command", f"has {len(spec.command)} words, at most {MAX_ARGS} are allowed", TooLarge)
+    sizes = [len(arg.encode("utf-8", "surrogatepass")) for arg in spec.command]
+    if max(sizes) > MAX_ARG_BYTES or sum(sizes) > MAX_COMMAND_BYTES:
+        refuse(
+            "command",
+            f"is {sum(sizes)} bytes (longest word {max(sizes)}); at most {MAX_COMMAND_BYTES} and {MAX_ARG_BYTES}",
+            TooLarge,
+        )
+    texts = [*spec.command, spec.name, *spec.env.values(), *spec.tags, *spec.tags.values()]
+    if any("\0" in text for text in texts):
+        refuse(
+            "command",
+            "a NUL character stands in the command, name, env or tags; the system cannot pass it on",
+        )
+    if len(spec.name) > MAX_NAME_CHARS:
+        refuse("name", f"has {len(spec.name)} characters, at most {MAX_NAME_CHARS} are allowed")
+    if spec.jid and not _JID.fullmatch(spec.jid):
+        refuse("jid", "use letters, digits, '-', '_' and '.', at most 100, beginning with a letter or digit")
+    for field in ("driver", "queue"):
+        if not _WORD.fullmatch(getattr(spec, field)):
+            refuse(field, f"{getattr(spec, field)[:64]!r} is not a name")
+    _check_env(spec, refuse)
+    if len(spec.tags) > MAX_TAGS or any(len(k) > 100 or len(v) > 500 for k, v in spec.tags.items()):
+        refuse("tags", f"at most {MAX_TAGS} tags, names up to 100 and values up to 500 characters")
+    if not 0 <= spec.priority <= 10:
+        refuse("priority", f"{spec.priority} is outside 0..10")
+    if not 1 <= spec.max_attempts <= 100:
+        refuse("max_attempts", f"{spec.max_attempts} is outside 1..100")
+    need = spec.resources
+    if not (0 < need.cpus <= 1_000_000 and 0 <= need.gpus <= 100_000 and 0 < need.nodes <= 100_000):
+        refuse("resources", f"cpus={need.cpus}, gpus={need.gpus}, nodes={need.nodes} cannot be meant")
+    _check_limits(spec.limits, refuse)
+
+
+def _check_env(spec: JobSpec, refuse: Any) -> None:
+    if len(spec.env) > MAX_ENV:
+        refuse("env", f"has {len(spec.env)} variables, at most {MAX_ENV} are allowed", TooLarge)
+    if sum(len(k) + len(v) for k, v in spec.env.items()) > MAX_COMMAND_BYTES:
+        refuse("env", f"is larger than {MAX_COMMAND_BYTES} bytes", TooLarge)
+    for name, value in spec.env.items():
+        if not _ENV_NAME.fullmatch(name):
+            refuse("env", f"{name[:64]!r} is not a variable name; use letters, digits and '_'")
+        if name.startswith(RESERVED_ENV_PREFIX):
+            refuse(
+                "env", f"{name[:64]!r}: names beginning with {RESERVED_ENV_PREFIX} are set by the launcher"
+            )
+        if len(value.encode("utf-8", "surrogatepass")) + len(name) > MAX_ARG_BYTES - 1:
+            refuse("env", f"the value of {name!r} is longer than {MAX_ARG_BYTES} bytes", TooLarge)
+
+
+def _check_limits(limits: Limits, refuse: Any) -> None:
+    if (limits.soft is not None and limits.soft <= 0) or (limits.hard is not None and limits.hard <= 0):
+        refuse("limits", "a time limit must be more than 0 seconds; leave it out for none")
+    if limits.soft is not None and limits.hard is not None and limits.hard < limits.soft:
+        refuse("limits", f"hard={limits.hard:g}s comes before soft={limits.soft:g}s; hard is the later one")
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")

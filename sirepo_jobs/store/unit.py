@@ -1,0 +1,97 @@
+"""What is to be written down together: one `Unit` per turn of the supervisor's loop.
+
+A unit holds rows, not statements: rows about the same job replace each other before anything is
+written, and units that wait for the writer are merged (group commit).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from ..job import AttemptRecord, JobRecord
+
+
+class EventRow(Struct, frozen=True, kw_only=True):
+    """One line of history, and of the event stream."""
+
+    #: Position in the stream: rises without gaps over all jobs.
+    seq: int
+    jid: str
+    user: str
+    #: The job's version that this event made (I8).
+    version: int
+    at: int
+    #: Name of the event's class, "Submitted" for the first.
+    kind: str
+    #: State after the event.
+    state: str
+    #: The event as JSON.
+    data: bytes
+
+
+class NewJob(Struct, frozen=True, kw_only=True):
+    """What is fixed at acceptance."""
+
+    name: str
+    driver: str
+    queue: str
+    priority: int
+    #: Canonical spec as JSON.
+    spec: bytes
+
+
+class AgentRow(Struct, frozen=True, kw_only=True):
+    """An agent that was launched or let in; kept over restarts."""
+
+    agent: str
+    #: `driver.Environment` as JSON.
+    environment: bytes
+    #: SHA-256 of its token.
+    token_hash: bytes
+    #: `driver.Handle` as JSON; None before its launch has answered.
+    handle: bytes | None = None
+    #: Identity of its state directory, as told by `Hello`.
+    install: str = ""
+    #: Last durable `seq` of that install whose effects are committed.
+    acked: int = 0
+
+
+class KeyRow(Struct, frozen=True, kw_only=True):
+    """An `Idempotency-Key` and what it made (I2)."""
+
+    user: str
+    key: str
+    #: SHA-256 of the canonical request.
+    digest: bytes
+    jids: list[str]
+    created_at: int
+
+
+@dataclass(slots=True)
+class Unit:
+    """Rows that become durable together, and what to do then."""
+
+    #: Rows to be inserted, by jid; each has its record in `jobs`.
+    new: dict[str, NewJob] = field(default_factory=dict)
+    #: The newest record of every job that changed.
+    jobs: dict[str, JobRecord] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    agents: dict[str, AgentRow] = field(default_factory=dict)
+    keys: list[KeyRow] = field(default_factory=list)
+    #: Called on the loop's thread, in order, once everything above is durable.
+    done: list[Callable[[], None]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.events or self.attempts or self.agents or self.keys or self.done)
+
+    def absorb(self, later: "Unit") -> None:
+        """Add the rows of a unit that was filled after this one."""
+        self.new.update(later.new)
+        self.jobs.update(later.jobs)
+        self.events.extend(later.events)
+        self.attempts.extend(later.attempts)
+        self.agents.update(later.agents)
+        self.keys.extend(later.keys)
+        self.done.extend(later.done)
