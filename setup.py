@@ -1,5 +1,7 @@
 """Distribution of sirepo_jobs: maps the top-level `agents/` and `drivers/` into the import package."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 #: What runs on the other side. Everything an agent imports, and nothing else (design 2).
@@ -20,8 +22,8 @@ SUPERVISOR = [
 setup(
     name="sirepo_jobs",
     version="0.1.0",
-    description="A job supervisor for science gateways and HPC groups: processes, containers and Slurm through long-lived agents",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="A job supervisor for science gateways and HPC groups",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

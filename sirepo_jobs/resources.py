@@ -50,7 +50,7 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
         )
 
     def plus(self, other: "Resources", sign: int = 1) -> "Resources":
-        """The sum, or with `sign=-1` the difference; may go below zero, the caller decides what that means."""
+        """The sum, or with `sign=-1` the difference, which may go below zero."""
         return Resources(
             cpus=self.cpus + sign * other.cpus,
             memory=self.memory + sign * other.memory,
@@ -86,7 +86,7 @@ def parse_bytes(value: object) -> int:
     size = number * _BYTE_UNITS[unit]
     if not 0 <= size <= MAX_BYTES:
         raise BadInput(f"{value!r} is not a possible size; it must lie between 0 and 1024 PiB")
-    return int(round(size))
+    return int(size + 0.5)
 
 
 def parse_secs(value: object) -> float:
@@ -99,7 +99,8 @@ def parse_secs(value: object) -> float:
         secs = math.nan
     if not 0 <= secs <= MAX_SECS:  # NaN fails this too
         raise BadInput(
-            f"{value!r} is not a duration between 0 and 10 years; write seconds or a text like '90m', '1h 30m' or '01:30:00'"
+            f"{value!r} is not a duration between 0 and 10 years; "
+            "write seconds or a text like '90m', '1h 30m' or '01:30:00'"
         )
     return secs
 

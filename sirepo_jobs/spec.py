@@ -215,7 +215,8 @@ def _check(spec: JobSpec, pointer: str) -> None:
     if max(sizes) > MAX_ARG_BYTES or sum(sizes) > MAX_COMMAND_BYTES:
         refuse(
             "command",
-            f"is {sum(sizes)} bytes (longest word {max(sizes)}); at most {MAX_COMMAND_BYTES} and {MAX_ARG_BYTES}",
+            f"is {sum(sizes)} bytes, its longest word {max(sizes)}; "
+            f"at most {MAX_COMMAND_BYTES} and {MAX_ARG_BYTES} are allowed",
             TooLarge,
         )
     texts = [*spec.command, spec.name, *spec.env.values(), *spec.tags, *spec.tags.values()]

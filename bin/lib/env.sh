@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts in bin/. `env_ready EXTRA...` makes .venv and installs this checkout with those extras.
 # Says what it does on stderr, in one line each, and nothing when there is nothing to do.
 
@@ -48,12 +49,14 @@ find_python() {
 make_venv() {
     local python
     if ! python=$(find_python); then
-        apt_install python3 python3-venv && python=$(find_python) ||
+        apt_install python3 python3-venv || true
+        python=$(find_python) ||
             die "Python 3.11 or newer is needed: put it on PATH or name it in PYTHON (Debian 12: apt-get install python3 python3-venv)"
     fi
     # Debian splits ensurepip off: `venv` imports but cannot make an environment.
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        apt_install python3-venv && "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        apt_install python3-venv || true
+        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
             die "$python cannot make virtual environments: apt-get install python3-venv"
     fi
     say "making .venv with $("$python" --version)"

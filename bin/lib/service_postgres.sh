@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # A private PostgreSQL: own data directory, unix socket only. Sourced by bin/dev-services.
 
 # Debian keeps the server's programs off PATH.
@@ -6,7 +7,7 @@ postgres_bin() {
     found=$(
         {
             if command -v initdb >/dev/null; then readlink -f "$(command -v initdb)"; fi
-            ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | sort -rV
+            find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null | sort -rV
         } | head -n 1
     )
     [[ $found ]] && dirname "$found"
@@ -85,14 +86,17 @@ postgres_start() {
     postgres_url "$home"
 }
 
+postgres_end() {
+    (cd / && postgres_run "$2/pg_ctl" -D "$1/data" -m "$3" -w -t 60 stop >/dev/null 2>&1)
+}
+
 postgres_stop() {
     local home bin
     home=$(cat "$1/home" 2>/dev/null) || return 0
     bin=$(postgres_bin) || return 0
     if postgres_is_up "$home" "$bin"; then
         # `fast` ends sessions; a server that takes longer than a minute is ended without a checkpoint, as by a crash.
-        (cd / && postgres_run "$bin/pg_ctl" -D "$home/data" -m fast -w -t 60 stop >/dev/null 2>&1 ||
-            postgres_run "$bin/pg_ctl" -D "$home/data" -m immediate -w -t 60 stop >/dev/null)
+        postgres_end "$home" "$bin" fast || postgres_end "$home" "$bin" immediate
     fi
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from ..job import AttemptRecord, JobRecord
+from sirepo_jobs.job import AttemptRecord, JobRecord
 
 
 class EventRow(Struct, frozen=True, kw_only=True):
