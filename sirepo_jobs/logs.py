@@ -1,0 +1,87 @@
+"""Logging of the long-lived processes: one line per event on stderr, JSON or for people.
+
+Everybody logs through the standard library (`logging.getLogger(__name__)`, fields in `extra=`) or
+through structlog; both come out alike. Registered secrets never come out (S40).
+"""
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+#: Values that are cut out of every line; see `hide`.
+_SECRETS: set[str] = set()
+_SECRET_WORDS = ("secret", "password", "token", "authorization")
+#: No line needs more of one value (S36).
+_MAX_CHARS = 4000
+
+
+def hide(secret: str) -> None:
+    """From now on `secret` is shown as `***` in every line of this process."""
+    if len(secret) >= 8:  # a shorter one would take innocent words with it
+        _SECRETS.add(secret)
+
+
+def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = "auto") -> None:
+    """Send this process's log to stderr from now on; safe to repeat."""
+    # pykern would put its own handler on the root logger as soon as anybody imports its pkdebug.
+    os.environ.setdefault("PYKERN_PKDEBUG_REDIRECT_LOGGING", "0")
+    import structlog
+
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if form == "json" or (form == "auto" and not sys.stderr.isatty()):
+        last: list[Any] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("msg"),
+            _redact,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        last = [
+            structlog.processors.format_exc_info,
+            _redact,
+            structlog.dev.ConsoleRenderer(
+                colors="NO_COLOR" not in os.environ and sys.stderr.isatty(), timestamp_key="ts"
+            ),
+        ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Tornado tells of every request at info, and of every client that hangs up.
+    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if any(word in key.lower() for word in _SECRET_WORDS):
+            event[key] = "***"
+        elif isinstance(value, str):
+            for secret in _SECRETS:
+                value = value.replace(secret, "***")
+            event[key] = value if len(value) <= _MAX_CHARS else value[:_MAX_CHARS] + "..."
+    return event

@@ -1,0 +1,291 @@
+"""Every setting, read once into one frozen record that is passed down.
+
+A value comes from the first of these that has it: a flag, the environment (`SIREPO_JOBS_PORT`, with
+`_` or `__` between the parts of a name), a TOML file (`--config`, else the user's over the
+system's), the default. What nobody knows is refused with a suggestion, wherever it stands.
+
+Why not `pkconfig.init` itself: it takes names from the path of the calling module
+(`SIREPO_JOBS_SETTINGS_PORT`), reads no files, passes over misspelled names in silence and imports
+pytest on its way. Its conventions stay: flat names, an empty text means "not set", lists are split
+at `:` by its own parser, which is imported only when there is a list to split.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from .errors import BadInput
+from .frontend.rootdir import absolute, default_root
+from .resources import parse_bytes, parse_secs
+
+PREFIX = "SIREPO_JOBS_"
+#: Names under our prefix that are no settings: what a job gets, and what clients look at.
+NOT_SETTINGS = frozenset(
+    {"JID", "SERIAL", "ATTEMPT", "RUN_DIR", "CPUS", "PROGRESS"}
+    | {"URL", "TOKEN_FILE", "TOKEN", "OUTPUT", "CONFIG"}
+)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the processes of one installation are told. Field by field explained in `SETTINGS`."""
+
+    root: Path
+    host: str
+    port: int
+    database_url: str
+    drivers: tuple[str, ...]
+    local_cpus: int
+    pass_env: tuple[str, ...]
+    agent_idle_secs: float
+    heartbeat_secs: float
+    job_cache_size: int
+    queue_window: int
+    max_body_bytes: int
+    log_level: str
+    log_format: str
+
+
+class Setting(NamedTuple):
+    """How one setting is read."""
+
+    parse: Callable[[Any], Any]
+    #: A value, or a function of the environment.
+    default: object
+    help: str
+    #: Never shown in full, and may be given as `..._FILE` in the environment.
+    secret: bool = False
+
+
+class Loaded(NamedTuple):
+    """The record, and for each of its fields where the value came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+    def shown(self) -> Iterator[tuple[str, str, str]]:
+        """`(name, value, source)` of every setting, for people; secrets are hidden."""
+        for name in SETTINGS:
+            value = getattr(self.settings, name)
+            text = ":".join(value) if isinstance(value, tuple) else str(value)
+            yield name, _hide(text) if SETTINGS[name].secret else text, self.sources[name]
+
+
+def _hide(url: str) -> str:
+    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url)
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BadInput(f"{value!r} is not a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _secs(low: float, high: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        secs = parse_secs(value)
+        if not low <= secs <= high:
+            raise BadInput(f"{value!r} is not between {low:g} and {high:g} seconds")
+        return secs
+
+    return parse
+
+
+def _size(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        size = parse_bytes(int(value) if isinstance(value, str) and value.isdecimal() else value)
+        if not low <= size <= high:
+            raise BadInput(f"{value!r} is not between {low} and {high} bytes")
+        return size
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise BadInput(f"{value!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        from pykern import pkconfig
+
+        value = pkconfig.parse_tuple(value.replace(",", pkconfig.TUPLE_SEP))
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise BadInput(f"{value!r} is not a list of names")
+    return tuple(item.strip() for item in value if item.strip())
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"{value!r} is not a text")
+    return value
+
+
+def _loopback(value: Any) -> str:
+    # SECURITY: S3. Other addresses become possible together with TLS.
+    try:
+        if value == "localhost" or ipaddress.ip_address(str(value)).is_loopback:
+            return str(value)
+    except ValueError:
+        pass
+    raise BadInput(
+        f"{value!r} is not a loopback address; put a TLS proxy before the front end to serve others"
+    )
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise BadInput(f"{value!r} is not a path")
+    return absolute(value)
+
+
+def _own_cpus(_: Mapping[str, str]) -> int:
+    return len(os.sched_getaffinity(0))
+
+
+SETTINGS: dict[str, Setting] = {
+    "root": Setting(_path, default_root, "directory of the store, the run dirs and the token"),
+    "host": Setting(_loopback, "127.0.0.1", "address on which the front end listens"),
+    "port": Setting(_integer(0, 65535), 8421, "port of the front end; 0 picks a free one"),
+    "database_url": Setting(
+        _text, lambda _: "", "the store; default sqlite in the root, or postgresql+psycopg://...", secret=True
+    ),
+    "drivers": Setting(_names, ("local",), "drivers to offer"),
+    "local_cpus": Setting(_integer(1, 100_000), _own_cpus, "cpus that the local driver gives to jobs"),
+    "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
+    "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
+    "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
+    "job_cache_size": Setting(_integer(1, 10_000_000), 1000, "jobs kept in memory beside the active ones"),
+    "queue_window": Setting(
+        _integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"
+    ),
+    "max_body_bytes": Setting(_size(1024, 1 << 30), 16 << 20, "largest request body"),
+    "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
+    "log_format": Setting(
+        _one_of("auto", "json", "console"), "auto", "auto: for people on a terminal, else JSON"
+    ),
+}
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config: str | Path | None = None,
+) -> Loaded:
+    """Read everything once.
+
+    `flags` are named like the fields; those that are None count as not given. Raises `BadInput`
+    that names the place of the first value that cannot be meant.
+    """
+    environ = os.environ if environ is None else environ
+    layers = [
+        {name: (value, "flag") for name, value in (flags or {}).items() if value is not None},
+        dict(_from_environment(environ)),
+        *_from_files(environ, config),
+    ]
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, setting in SETTINGS.items():
+        for layer in layers:
+            if name in layer:
+                value, sources[name] = layer[name]
+                values[name] = _parsed(name, value, sources[name])
+                break
+        else:
+            default = setting.default
+            values[name] = default(environ) if callable(default) else default
+            sources[name] = "default"
+    if not values["database_url"]:
+        values["database_url"] = f"sqlite:///{values['root']}/jobs.db"
+    return Loaded(Settings(**values), sources)
+
+
+def _parsed(name: str, value: object, source: str) -> Any:
+    try:
+        return SETTINGS[name].parse(value)
+    except BadInput as exc:
+        said = _hide(str(exc)) if SETTINGS[name].secret else str(exc)
+        raise BadInput(f"setting {name} ({source}): {said}", code="bad_setting", pointer=f"/{name}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[object, str]]]:
+    for variable in sorted(environ):
+        value = environ[variable]
+        if not variable.startswith(PREFIX) or not value or variable[len(PREFIX) :] in NOT_SETTINGS:
+            continue
+        name = variable[len(PREFIX) :].lower().replace("__", "_")
+        source = f"environment {variable}"
+        secret = name.removesuffix("_file")
+        if secret != name and secret in SETTINGS and SETTINGS[secret].secret:
+            yield secret, (_read(Path(value), source).decode().strip(), source)
+            continue
+        _check_known(name, source, variable)
+        yield name, (value, source)
+
+
+def _check_known(name: str, source: str, written: str) -> None:
+    if name in SETTINGS:
+        return
+    if written.startswith(PREFIX):
+        near = difflib.get_close_matches(
+            written, [PREFIX + known for known in (*map(str.upper, SETTINGS), *NOT_SETTINGS)], 1
+        )
+    else:
+        near = difflib.get_close_matches(name, SETTINGS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(SETTINGS)}"
+    raise BadInput(f"unknown setting {written[:64]!r} ({source}); {hint}", code="unknown_setting")
+
+
+def _from_files(environ: Mapping[str, str], config: str | Path | None) -> list[dict[str, tuple[object, str]]]:
+    """One layer for each file, the one that counts most first."""
+    if named := config or environ.get(PREFIX + "CONFIG"):
+        return [_from_file(absolute(named))]
+    home = environ.get("XDG_CONFIG_HOME", "")
+    user = absolute(home if home.startswith("/") else "~/.config") / "sirepo-jobs" / "config.toml"
+    return [_from_file(path) for path in (user, Path("/etc/sirepo-jobs/config.toml")) if path.is_file()]
+
+
+def _from_file(path: Path) -> dict[str, tuple[object, str]]:
+    source = f"file {path}"
+    try:
+        tree = tomllib.loads(_read(path, source).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise BadInput(f"{source} is not TOML: {exc}", code="bad_setting") from None
+    found: dict[str, tuple[object, str]] = {}
+    for name, value in _flat(tree, ""):
+        flat = name.replace(".", "_")
+        _check_known(flat, source, name)
+        found[flat] = (value, source)
+    return found
+
+
+def _read(path: Path, source: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise BadInput(f"{source}: {path} cannot be read: {exc.strerror}", code="bad_setting") from None
+
+
+def _flat(tree: Mapping[str, object], above: str) -> Iterator[tuple[str, object]]:
+    """`[agent] idle_secs = 1` as `agent.idle_secs`."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
