@@ -1,0 +1,354 @@
+"""One request from its first byte to the last byte of its answer.
+
+An exchange is a Tornado message delegate: cheaper than a `RequestHandler` by a factor, and it sees
+the headers before the body, so that nobody uploads what would be refused.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+import msgspec
+from tornado import httputil
+from tornado.http1connection import HTTP1Connection
+
+from sirepo_jobs.errors import BadInput, Error, TooLarge, Unauthorized, Unavailable
+from sirepo_jobs.resources import parse_secs
+from sirepo_jobs.spec import JobSpec, parse_submission
+
+from . import limits, problems, query
+from .auth import Principal
+from .problems import MethodNotAllowed
+from .routes import Kind, Route
+from .upstream import Asking, Cut
+
+if TYPE_CHECKING:
+    from .server import Frontend
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+#: What of the supervisor's headers clients see.
+_PASSED_ON = {
+    name.lower(): name for name in ("Content-Type", "Content-Length", "Location", "Retry-After", "X-Attempt")
+}
+_SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+
+
+class _Batch(msgspec.Struct):
+    jobs: list[JobSpec]
+    batch: bool
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def canonical_body(body: bytes) -> bytes:
+    """A `POST /jobs` body as the supervisor takes it. Raises `BadInput`."""
+    return _encode(_Batch(*parse_submission(body)))
+
+
+class Exchange(httputil.HTTPMessageDelegate):
+    """A request and its answer."""
+
+    def __init__(self, frontend: "Frontend", connection: HTTP1Connection) -> None:
+        self._frontend = frontend
+        self._connection = connection
+        self._begun_at = time.monotonic()
+        self._line = httputil.RequestStartLine("", "", "")
+        self._headers = httputil.HTTPHeaders()
+        self._id = ""
+        self._route: Route | None = None
+        self._path = ""
+        self._query: dict[str, str] = {}
+        self._principal: Principal | None = None
+        self._body = bytearray()
+        self._body_limit = limits.MAX_SMALL_BODY_BYTES
+        self._refusal: Error | None = None
+        #: Headers of an answer that wait for the first piece of its body.
+        self._held: tuple[int, httputil.HTTPHeaders] | None = None
+        self._began = False
+        self._over = False
+        self._asking: Asking | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- the request comes in --------------------------------------------------------------------
+
+    def headers_received(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        assert isinstance(start_line, httputil.RequestStartLine)
+        self._line = start_line
+        self._headers = headers
+        given = headers.get("X-Request-Id", "")
+        self._id = given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+        self._frontend.enter(self)
+        try:
+            self._admit()
+        except Error as exc:
+            self._refuse(exc)
+
+    def _admit(self) -> None:
+        """Everything that can be said before the body is read."""
+        limits.check_headers(self._line.path, self._headers)
+        if self._line.version == "HTTP/1.1" and "Host" not in self._headers:
+            raise BadInput("an HTTP/1.1 request has a Host header", code="no_host")
+        self._path, _, raw_query = self._line.path.partition("?")
+        # SECURITY: S1, S2. Without a token nobody learns which paths there are.
+        if (route := self._frontend.table.open_route(self._line.method, self._path)) is None:
+            self._principal = self._frontend.tokens.find(self._headers.get("Authorization"))
+            route = self._frontend.table.find(self._line.method, self._path)
+            assert route.scope is not None
+            self._principal.require(route.scope)
+        self._route = route
+        self._query = query.canonical(raw_query, route.query)
+        if route.kind is Kind.SUBMIT:
+            self._body_limit = self._frontend.max_body_bytes
+        self._check_length()
+
+    def _check_length(self) -> None:
+        length = self._headers.get("Content-Length", "")
+        if length.isdecimal() and int(length[:18]) > self._body_limit:
+            raise limits.body_too_large(self._body_limit)
+
+    def _refuse(self, error: Error) -> None:
+        """Answer with `error` as soon as the client is ready to listen."""
+        self._refusal = error
+        self._body.clear()
+        # Somebody who sends much, to the right place, is a client with a large batch: it reads no
+        # answer before all of it is sent, and would only see a broken connection.
+        patience = limits.MAX_DISCARD_BYTES if isinstance(error, TooLarge) else limits.MAX_SMALL_BODY_BYTES
+        length = self._headers.get("Content-Length", "")
+        if "Expect" in self._headers or (length.isdecimal() and int(length[:18]) > patience):
+            self._connection.set_max_body_size(1 << 62)  # Tornado must not say anything after us
+            self._tell(error)
+        else:
+            self._connection.set_max_body_size(patience)
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if len(self._body) + len(chunk) > self._body_limit:
+            self._refuse(limits.body_too_large(self._body_limit))
+        else:
+            self._body += chunk
+
+    def finish(self) -> None:
+        if self._over:
+            return
+        self._connection.set_close_callback(self.on_connection_close)
+        if self._refusal is not None:
+            self._tell(self._refusal)
+        elif self._frontend.busy():
+            self._tell(Unavailable("too many requests at the same time; try again", code="busy"))
+        elif self._route is not None and self._route.kind is Kind.HEALTH:
+            self._whole(200, b'{"status":"ok"}\n')
+        else:
+            self._task = asyncio.create_task(self._forward(), name=f"exchange {self._id}")
+
+    def on_connection_close(self) -> None:
+        """The client is gone; so is every reason to bother the supervisor."""
+        self._leave()
+        if self._asking is not None:
+            self._asking.abort()
+
+    # --- to the supervisor -----------------------------------------------------------------------
+
+    async def _forward(self) -> None:
+        try:
+            await self._ask()
+        except Cut:
+            if self._began:
+                self._break_off()
+            else:
+                self._tell(Unavailable("the supervisor went away while it answered"))
+        except Error as exc:
+            if self._began:
+                self._break_off()
+            else:
+                self._tell(exc)
+        except Exception:
+            log.exception("request failed", extra={"request_id": self._id, "path": self._path})
+            if self._began:
+                self._break_off()
+            elif not self._over:
+                self._tell(
+                    Error("something is wrong here; the log of the front end says what", code="internal")
+                )
+
+    async def _ask(self) -> None:
+        route = self._route
+        assert route is not None
+        headers = {"X-Request-Id": self._id}
+        if self._principal is not None:
+            headers |= {"X-User": self._principal.user, "X-Role": self._principal.role}
+        body = b""
+        answer_secs: float | None = limits.ANSWER_SECS + parse_secs(self._query.get("wait", "0"))
+        if route.kind is Kind.SUBMIT:
+            headers |= self._idempotency_key()
+            headers["Content-Type"] = "application/json"
+            body = await self._specs()
+        elif route.kind is Kind.STREAM:
+            answer_secs = None  # a follower waits for its job
+            if seen := self._headers.get("Last-Event-ID", ""):
+                if not re.fullmatch(r"[0-9]{1,18}", seen):
+                    raise BadInput("Last-Event-ID is the `id` of an event", code="bad_header")
+                headers["Last-Event-ID"] = seen
+        if self._over:
+            raise Cut  # the client left while its specs were read
+        self._asking = self._frontend.upstream.ask(self)
+        target = self._path + query.encode(self._query)
+        await self._asking.run(self._line.method, target, headers, body, answer_secs)
+
+    def _idempotency_key(self) -> dict[str, str]:
+        key = self._headers.get("Idempotency-Key")
+        if key is None:
+            return {}
+        if not _IDEMPOTENCY_KEY.fullmatch(key):
+            raise BadInput("Idempotency-Key: use 1 to 200 visible ASCII characters", code="bad_header")
+        return {"Idempotency-Key": key}
+
+    async def _specs(self) -> bytes:
+        body = bytes(self._body)
+        self._body.clear()
+        if len(body) > limits.MAX_INLINE_PARSE_BYTES:
+            return await asyncio.to_thread(canonical_body, body)
+        return canonical_body(body)
+
+    # --- the answer (called by `Asking`) ---------------------------------------------------------
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The supervisor's status and headers are there."""
+        assert self._route is not None
+        if status == 401:
+            # Ours to mend, not the client's: the secret has changed under a kept connection.
+            log.error("the supervisor refuses our secret", extra={"request_id": self._id})
+            self._tell(Unavailable("the supervisor does not know this front end; it may be restarting"))
+            if self._asking is not None:
+                self._asking.abort()
+        elif self._route.kind is Kind.READY:
+            if status == 200:
+                self._whole(200, b'{"status":"ready"}\n')
+            else:
+                self._tell(Unavailable("the supervisor is not ready yet"))
+        else:
+            passed = {name: headers[key] for key, name in _PASSED_ON.items() if key in headers}
+            length = headers.get("content-length", "")
+            self._held = (status, self._dress(passed))
+            if not length.isdecimal() or int(length) > limits.MAX_HELD_BYTES:
+                self._send_held(b"")  # a stream: whoever follows learns at once that it is open
+
+    def data(self, chunk: bytes) -> "asyncio.Future[None] | None":
+        """A piece of the body; the future is done when the client's connection has taken it."""
+        if self._over or self._connection.stream.closed():
+            return None
+        if self._held is not None:
+            self._send_held(chunk)
+            return None
+        return self._connection.write(chunk)
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._over:
+            return
+        if self._held is not None:
+            self._send_held(b"")
+        self._connection.finish()
+        self._leave()
+
+    # --- to the client ---------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """The front end ends: a stream breaks off, so that its client asks again where it left off."""
+        if self._asking is not None:
+            self._asking.abort()
+        self._break_off() if self._began else self._tell(Unavailable("the front end is being restarted"))
+
+    @property
+    def lasting(self) -> bool:
+        """It may take longer than anybody who ends the front end wants to wait."""
+        return self._route is not None and (self._route.kind is Kind.STREAM or "wait" in self._query)
+
+    def _tell(self, error: Error) -> None:
+        """Answer with a problem."""
+        headers = {"Content-Type": problems.CONTENT_TYPE}
+        if isinstance(error, Unavailable):
+            headers["Retry-After"] = str(limits.RETRY_AFTER_SECS)
+        elif isinstance(error, MethodNotAllowed):
+            headers["Allow"] = error.allow
+        elif isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        self._whole(error.http_status, problems.problem(error, self._id), headers)
+
+    def _whole(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        if self._over:
+            return
+        self._held = (
+            status,
+            self._dress(
+                {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(body))}
+            ),
+        )
+        self._send_held(body)
+        self._connection.finish()
+        self._leave()
+
+    def _dress(self, headers: Mapping[str, str]) -> httputil.HTTPHeaders:
+        return httputil.HTTPHeaders(
+            {**headers, **_SECURITY, "X-Request-Id": self._id, "Date": _date(int(time.time()))}
+        )
+
+    def _send_held(self, chunk: bytes) -> None:
+        assert self._held is not None
+        status, headers = self._held
+        self._held = None
+        self._began = True
+        self._connection.write_headers(
+            httputil.ResponseStartLine("HTTP/1.1", status, problems.phrase(status)), headers, chunk or None
+        )
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "answered",
+                extra={
+                    "request_id": self._id,
+                    "method": self._line.method,
+                    "path": self._path,
+                    "status": status,
+                    "user": self._principal.user if self._principal else None,
+                    "secs": round(time.monotonic() - self._begun_at, 6),
+                },
+            )
+
+    def _break_off(self) -> None:
+        """Close the connection without an end of the body: the client sees that something is missing."""
+        if not self._over:
+            self._connection.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._over = True
+        self._frontend.leave(self)
+
+
+_date_cache = (0, "")
+
+
+def _date(now: int) -> str:
+    """The `Date` header, made once a second."""
+    global _date_cache
+    if _date_cache[0] != now:
+        _date_cache = (now, formatdate(now, usegmt=True))
+    return _date_cache[1]

@@ -1,0 +1,125 @@
+"""Query parameters: each has one parser, which gives its canonical text or says what to write.
+
+The supervisor gets only canonical texts, so there is one place where a client's words are read.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from sirepo_jobs.errors import BadInput
+from sirepo_jobs.job import State
+from sirepo_jobs.resources import parse_secs
+
+from .limits import MAX_WAIT_SECS
+
+MAX_PARAMETERS = 50
+
+
+class Parameter(NamedTuple):
+    """One parameter of a route."""
+
+    parse: Callable[[str], str]
+    help: str
+    #: May be given more than once; the values are joined with commas.
+    many: bool = False
+
+
+def canonical(raw: str, known: Mapping[str, Parameter]) -> dict[str, str]:
+    """The parameters of a query string, checked and canonical. Raises `BadInput`."""
+    if not raw:
+        return {}
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
+    except ValueError:
+        raise BadInput(
+            f"the query is not UTF-8, or has more than {MAX_PARAMETERS} parameters", code="bad_query"
+        ) from None
+    found: dict[str, str] = {}
+    for name, text in pairs:
+        parameter = known.get(name)
+        if parameter is None:
+            raise BadInput(_unknown(name, known), code="unknown_parameter")
+        if text == "":
+            continue  # `?state=` is how forms say "any"
+        try:
+            value = parameter.parse(text)
+        except BadInput as exc:
+            raise BadInput(f"query parameter {name}: {exc}", code="bad_parameter") from None
+        if name not in found:
+            found[name] = value
+        elif parameter.many:
+            found[name] += f",{value}"
+        else:
+            raise BadInput(f"query parameter {name} is given twice", code="bad_parameter")
+    return found
+
+
+def encode(parameters: Mapping[str, str]) -> str:
+    """`?a=b&c=d`, or nothing."""
+    return f"?{urlencode(parameters)}" if parameters else ""
+
+
+def _unknown(name: str, known: Mapping[str, Parameter]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known) or 'none'}"
+    return f"unknown query parameter {name[:64]!r}; {hint}"
+
+
+def _whole(low: int, high: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise BadInput(f"{text[:64]!r} is not a whole number from {low} to {high}")
+        return str(int(text))
+
+    return parse
+
+
+def _flag(text: str) -> str:
+    word = text.lower()
+    if word not in ("0", "1", "true", "false"):
+        raise BadInput(f"{text[:64]!r} is neither 1 nor 0")
+    return "1" if word in ("1", "true") else "0"
+
+
+def _wait(text: str) -> str:
+    return f"{min(parse_secs(text), MAX_WAIT_SECS):g}s"
+
+
+def _states(text: str) -> str:
+    return ",".join(_state(word.strip().lower()) for word in text.split(","))
+
+
+def _state(word: str) -> str:
+    if word == "cancelled":
+        word = "canceled"
+    if word not in set(State):
+        near = difflib.get_close_matches(word, list(State), 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(State)}"
+        raise BadInput(f"{word[:64]!r} is no state; {hint}")
+    return word
+
+
+def _text(most: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) > most or "\0" in text:
+            raise BadInput(f"is longer than {most} characters, or holds a NUL")
+        return text
+
+    return parse
+
+
+STATE = Parameter(_states, "only jobs in these states", many=True)
+USER = Parameter(_text(100), "only jobs of this user")
+NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
+CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")
+PAGE = Parameter(_whole(1, 1000), "jobs on one page")
+WAIT = Parameter(_wait, f"answer when the version has changed, or after so long (at most {MAX_WAIT_SECS:g}s)")
+VERSION = Parameter(_whole(0, 1 << 53), "the version that the caller knows")
+OFFSET = Parameter(_whole(0, 1 << 53), "first byte wanted")
+LIMIT = Parameter(_whole(0, 1 << 53), "bytes at most")
+ATTEMPT = Parameter(_whole(1, 1 << 31), "which execution; the newest when left out")
+FOLLOW = Parameter(_flag, "1: stream until the attempt has ended")
+AFTER = Parameter(_whole(0, 1 << 53), "only events after this `id`")

@@ -1,0 +1,136 @@
+"""The one route table: what there is, who may call it and how it is served.
+
+The authorisation tests and the OpenAPI document are read off this table; what has no row does not
+exist (S1, S2).
+"""
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from sirepo_jobs.errors import NotFound
+
+from . import query
+from .auth import Scope
+from .problems import MethodNotAllowed
+from .query import Parameter
+
+
+class Kind(Enum):
+    """How a route is served."""
+
+    #: By the front end alone: it lives.
+    HEALTH = "health"
+    #: The supervisor's word on whether it serves; nothing else of its answer is passed on.
+    READY = "ready"
+    #: A body of job specs is checked, made canonical and forwarded.
+    SUBMIT = "submit"
+    #: Forwarded as it is; the body is ignored.
+    FORWARD = "forward"
+    #: Forwarded; the answer may last for hours and is passed on piece by piece.
+    STREAM = "stream"
+
+
+class Route(NamedTuple):
+    """One method of one path."""
+
+    method: str
+    path: str
+    kind: Kind
+    #: None: open to everybody, also without a token; such an answer holds no data.
+    scope: Scope | None
+    summary: str
+    query: Mapping[str, Parameter] = {}
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/healthz", Kind.HEALTH, None, "The front end lives"),
+    Route("GET", "/readyz", Kind.READY, None, "Front end and supervisor serve"),
+    Route("POST", "/api/v1/jobs", Kind.SUBMIT, Scope.JOBS_SUBMIT, "Create one job or many"),
+    Route(
+        "GET",
+        "/api/v1/jobs",
+        Kind.FORWARD,
+        Scope.JOBS_READ,
+        "List jobs",
+        {
+            "state": query.STATE,
+            "user": query.USER,
+            "name_prefix": query.NAME_PREFIX,
+            "cursor": query.CURSOR,
+            "limit": query.PAGE,
+        },
+    ),
+    Route(
+        "GET",
+        "/api/v1/jobs/{jid}",
+        Kind.FORWARD,
+        Scope.JOBS_READ,
+        "One job; with `wait`, when it has changed",
+        {"wait": query.WAIT, "version": query.VERSION},
+    ),
+    Route("POST", "/api/v1/jobs/{jid}/cancel", Kind.FORWARD, Scope.JOBS_CANCEL, "End a job"),
+    Route(
+        "GET",
+        "/api/v1/jobs/{jid}/logs/{stream}",
+        Kind.STREAM,
+        Scope.JOBS_READ,
+        "Bytes of a job's stdout or stderr",
+        {
+            "offset": query.OFFSET,
+            "limit": query.LIMIT,
+            "attempt": query.ATTEMPT,
+            "follow": query.FOLLOW,
+        },
+    ),
+    Route(
+        "GET",
+        "/api/v1/events",
+        Kind.STREAM,
+        Scope.JOBS_READ,
+        "Changes of jobs as server-sent events",
+        {"after": query.AFTER},
+    ),
+)
+
+#: What may stand in the place of a `{name}`. Everything else is a path that does not exist.
+_PLACES = {"jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "stream": "stdout|stderr"}
+
+
+class Table:
+    """Finds the route of a request."""
+
+    def __init__(self, routes: tuple[Route, ...] = ROUTES) -> None:
+        paths: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            paths.setdefault(route.path, {})[route.method] = route
+        self._fixed = {path: methods for path, methods in paths.items() if "{" not in path}
+        self._open = [(_pattern(path), methods) for path, methods in paths.items() if "{" in path]
+
+    def open_route(self, method: str, path: str) -> Route | None:
+        """The route, if it is one that needs no token."""
+        route = self._fixed.get(path, {}).get(method)
+        return route if route is not None and route.scope is None else None
+
+    def find(self, method: str, path: str) -> Route:
+        """The route, or `NotFound`, or `MethodNotAllowed` with what is allowed.
+
+        A path that fits holds only characters that stand for themselves: it may be forwarded as it is.
+        """
+        methods = self._fixed.get(path)
+        if methods is None:
+            methods = next((found for pattern, found in self._open if pattern.fullmatch(path)), None)
+        if methods is None:
+            raise NotFound(f"there is nothing at {path[:200]}", code="no_such_route")
+        if method not in methods:
+            allow = ", ".join(methods)
+            raise MethodNotAllowed(f"{method[:20]} is not served at {path[:200]}; use {allow}", allow=allow)
+        return methods[method]
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", path)
+    return re.compile(
+        "".join(f"(?:{_PLACES[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    )
