@@ -287,7 +287,7 @@ def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
         return _stopped(over, event.at)
     starts = job.false_starts + (not job.stopping)
     if not event.reason.about.retryable or starts >= MAX_STARTS:
-        new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message)
+        new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message, false_starts=starts)
         return new, (EndAttempt(), Ended())
     new = _pending(over, event.at, Reason.RETRYING, event.message)
     return replace(new, false_starts=starts), (EndAttempt(), Enqueue())

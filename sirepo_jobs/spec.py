@@ -126,7 +126,8 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
     try:
         spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
     except msgspec.ValidationError as exc:
-        raise BadInput(*_explain(str(exc), pointer)[:1], pointer=_explain(str(exc), pointer)[1]) from None
+        message, place = _explain(str(exc), pointer)
+        raise BadInput(message, pointer=place) from None
     _check(spec, pointer)
     return spec
 
@@ -188,7 +189,8 @@ def _explain(message: str, pointer: str) -> tuple[str, str]:
     """msgspec's sentence as ours, and its `$.a[0]` as a JSON pointer."""
     place = ""
     if found := _AT.search(message):
-        place = re.sub(r"\[(\d+|\.\.\.)\]", r"/\1", found[1]).replace(".", "/")
+        # a value of a mapping is written `.env[...]`, which names no place below it
+        place = re.sub(r"\[(\d+)\]", r"/\1", found[1].replace("[...]", "").replace(".", "/"))
         message = message[: found.start()]
     where = place.strip("/").replace("/", ".") or "the spec"
     return f"{where}: {message[0].lower()}{message[1:]}", pointer + place
@@ -266,6 +268,11 @@ def _check_limits(limits: Limits, refuse: Any) -> None:
         refuse("limits", "a time limit must be more than 0 seconds; leave it out for none")
     if limits.soft is not None and limits.hard is not None and limits.hard < limits.soft:
         refuse("limits", f"hard={limits.hard:g}s comes before soft={limits.soft:g}s; hard is the later one")
+
+
+def _escape(key: object) -> str:
+    """A key as a part of a JSON pointer (RFC 6901)."""
+    return str(key)[:64].replace("~", "~0").replace("/", "~1")
 
 
 def _kind(value: object) -> str:

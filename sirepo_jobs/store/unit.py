@@ -47,8 +47,6 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     agent: str
     #: `driver.Environment` as JSON.
     environment: bytes
-    #: SHA-256 of its token.
-    token_hash: bytes
     #: `driver.Handle` as JSON; None before its launch has answered.
     handle: bytes | None = None
     #: Identity of its state directory, as told by `Hello`.

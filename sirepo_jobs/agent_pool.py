@@ -1,0 +1,386 @@
+"""The agents as the supervisor sees them: one claim per environment, launched when wanted, found again,
+drained when idle (SIR-34..39, SYS-10, SYS-17).
+
+An `Agent` is a place for ops. It is *there* while its connection (`Line`) is open; everything else is a
+wait with a reason. A launch that fails is tried again with growing pauses, for as long as somebody waits:
+infrastructure trouble pauses jobs, it never fails them (C11).
+"""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from . import protocol
+from .commits import Commits
+from .driver import AgentSpec, Driver, Environment, Fate, Handle
+from .errors import LaunchError
+from .events import AgentEvent, AgentState
+from .lifecycle import agent_step
+from .op import Awaited, Need, Op
+from .reasons import Reason
+from .resources import Resources
+from .slots import Pool
+from .store.unit import AgentRow
+from .tasks import Tasks
+
+_log = structlog.get_logger(__name__)
+
+#: Seconds before the n-th launch after failures; the last one for ever.
+LAUNCH_PAUSES_SECS = (1.0, 2.0, 5.0, 15.0, 60.0)
+#: So much work, in seconds per cpu, is sent ahead to an agent whose jobs are short.
+STANDBY_SECS = 0.04
+MAX_STANDBY = 128
+#: Sent ahead while nothing is known of how long the jobs take.
+FIRST_STANDBY = 2
+#: Ops on one agent beside those that run: bounds its queue.
+MAX_OPS = 4096
+#: How often the driver is asked about an agent that is out of reach.
+LOOK_SECS = 1.0
+#: A connection may blink for so long before its jobs are called lost (two heartbeats, SYS-13).
+AWAY_SECS = 30.0
+#: An agent that is told to end may take so long before it is ended.
+STOP_SECS = 10.0
+
+
+class Line(Protocol):
+    """An open connection to an agent."""
+
+    session: int
+
+    def say(self, message: protocol.ToAgent) -> None:
+        """Queue a message; those of one turn travel in one frame."""
+        ...
+
+    def acknowledge(self, seq: int) -> None:
+        """Tell that every durable message up to `seq` is committed."""
+        ...
+
+    def hang_up(self, code: int, why: str) -> None:
+        """Close the connection."""
+        ...
+
+
+class Agent:
+    """One claim on (user, driver, environment)."""
+
+    def __init__(self, environment: Environment, driver: Driver, pool: Pool, owner: "AgentPool") -> None:
+        self.environment = environment
+        self.key = environment.key
+        self.driver = driver
+        self.pool = pool
+        self._owner = owner
+        self.state = AgentState.OFFLINE
+        self.line: Line | None = None
+        self.handle: Handle | None = None
+        self.install = ""
+        #: Run ops that hold a place here.
+        self.ops: dict[int, Op] = {}
+        #: How many of them are sent ahead.
+        self.standbys = 0
+        #: Why it is not there, for people.
+        self.trouble = ""
+        self.failures = 0
+        #: When its last op ended, by the loop's clock; None while it has work.
+        self.idle_since: float | None = None
+        #: Seconds that attempts took lately (moving mean); None before the first.
+        self.mean_secs: float | None = None
+        self.host = ""
+        self.version = ""
+        #: Set while the line is open.
+        self.there = asyncio.Event()
+        #: Set while it is not.
+        self.gone = asyncio.Event()
+        #: When the line was lost, by the loop's clock.
+        self.away_since: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its id: the same as its key, so that launching twice finds the first."""
+        return self.key
+
+    @property
+    def op_limit(self) -> int:
+        """Ops it takes at once."""
+        return MAX_OPS
+
+    def want(self) -> None:
+        """See to it that the agent comes; raises `Awaited` unless it is there."""
+        if self.is_online:
+            return
+        self._owner.bring(self)
+        raise Awaited((Need.AGENT, self.key), *self.why_not())
+
+    def why_not(self) -> tuple[Reason, str]:
+        """Why the agent is not there, for the job that waits for it."""
+        match self.state:
+            case AgentState.LAUNCHING:
+                return Reason.AGENT_STARTING, f"agent {self.name} is starting"
+            case AgentState.DRAINING:
+                return Reason.DRAINING, f"agent {self.name} is ending; a fresh one follows"
+            case AgentState.UNREACHABLE:
+                return Reason.AGENT_UNREACHABLE, f"agent {self.name} has lost its connection; {self.trouble}"
+        if self.trouble:
+            return Reason.LAUNCH_FAILED, f"agent {self.name} could not be started: {self.trouble}"
+        return Reason.AGENT_STARTING, f"agent {self.name} is about to be started"
+
+    @property
+    def is_online(self) -> bool:
+        """It may be given work."""
+        return self.line is not None and self.state is AgentState.ONLINE
+
+    def takes_standby(self, need: Resources) -> bool:
+        """Whether work of this size may be sent ahead: only behind such work, and not much of it."""
+        if self.standbys >= self._standby_limit(need.cpus):
+            return False
+        return any(op.sent and not op.standby and need.fits(op.need) for op in self.ops.values())
+
+    def _standby_limit(self, cpus: int) -> int:
+        if self.mean_secs is None:
+            return FIRST_STANDBY
+        return min(MAX_STANDBY, int(STANDBY_SECS / max(self.mean_secs, 1e-6) * self.pool.size.cpus / cpus))
+
+    def took(self, secs: float) -> None:
+        """Learn how long an attempt took."""
+        self.mean_secs = secs if self.mean_secs is None else self.mean_secs + (secs - self.mean_secs) / 8
+
+    def happen(self, event: AgentEvent) -> None:
+        """Let the agent's table move it."""
+        state = agent_step(self.state, event)
+        if state is not self.state:
+            _log.info(
+                "agent", agent=self.name, event_kind=str(event), before=str(self.state), state=str(state)
+            )
+            self.state = state
+
+
+class AgentPool:
+    """Every agent that anybody wanted, and the tasks that launch and look after them."""
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        url: str,
+        drivers: dict[str, Driver],
+        commits: Commits,
+        tasks: Tasks,
+        secret: bytes,
+        wake: Callable[[Agent], None],
+        is_wanted: Callable[[Agent], bool],
+        out_of_reach: Callable[[Agent], None],
+        pass_env: Iterable[str] = (),
+    ) -> None:
+        self._root = root
+        self._url = url
+        self.drivers = drivers
+        self._commits = commits
+        self._tasks = tasks
+        self._secret = secret
+        #: Tells that an agent came, or that the reason why it is away changed.
+        self._wake = wake
+        #: Asks whether any op waits for it.
+        self._is_wanted = is_wanted
+        #: Told when an agent that holds attempts has been away for `AWAY_SECS`.
+        self._out_of_reach = out_of_reach
+        self._pass_env = list(pass_env)
+        #: No agent is brought any more.
+        self.stopping = False
+        self._agents: dict[str, Agent] = {}
+        self.pools = {name: Pool(name, driver.capacity) for name, driver in drivers.items()}
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self._agents.values())
+
+    def get(self, name: str) -> Agent | None:
+        """The agent of that name, if anybody ever wanted it."""
+        return self._agents.get(name)
+
+    def at(self, environment: Environment) -> Agent:
+        """The agent for an environment; made, not launched, when it is new."""
+        agent = self._agents.get(environment.key)
+        if agent is None:
+            driver = self.drivers[environment.driver]
+            agent = Agent(environment, driver, self.pools[environment.driver], self)
+            self._agents[environment.key] = agent
+        return agent
+
+    def restore(self, row: AgentRow) -> None:
+        """Know again an agent of before the restart."""
+        environment = msgspec.json.decode(row.environment, type=Environment)
+        if environment.driver not in self.drivers:
+            _log.warning(
+                "agent of a driver that is not configured", agent=row.agent, driver=environment.driver
+            )
+            return
+        agent = self.at(environment)
+        agent.install = row.install
+        if row.handle is not None:
+            agent.handle = Handle.from_json(row.handle)
+            agent.state = AgentState.UNREACHABLE
+            agent.trouble = "the supervisor was restarted; it will call again"
+
+    def admit(self, name: str, token: str) -> Agent | None:
+        """The agent of that name if the token is its own."""
+        fits = hmac.compare_digest(self._token(name).encode(), token.encode())
+        return self._agents.get(name) if fits else None
+
+    def _token(self, name: str) -> str:
+        """The agent's secret; the same for every launch, so that one which is found again is let in."""
+        return hmac.digest(self._secret, f"agent:{name}".encode(), "sha256").hex()
+
+    # -- connections
+
+    def connected(self, agent: Agent, line: Line, hello: protocol.Hello) -> None:
+        """A new connection; an older one is replaced without a word about loss (SIR-37)."""
+        old, agent.line = agent.line, line
+        if old is not None:
+            old.hang_up(4409, "replaced by a newer connection of the same agent")
+        agent.host, agent.version, agent.trouble, agent.failures = hello.host, hello.version, "", 0
+        agent.there.set()
+        agent.gone.clear()
+        agent.away_since = None
+        agent.happen(AgentEvent.CONNECTED)
+        if agent.install != hello.install:
+            agent.install = hello.install
+            self.save(agent)
+        self._wake(agent)
+
+    def disconnected(self, agent: Agent, line: Line) -> bool:
+        """A connection ended; False when it was not the current one."""
+        if agent.line is not line:
+            return False
+        agent.line = None
+        agent.there.clear()
+        agent.gone.set()
+        agent.trouble = "waiting for it to call again"
+        agent.happen(AgentEvent.DISCONNECTED)
+        self.bring(agent)
+        return True
+
+    # -- launching, and looking after those that are away
+
+    def bring(self, agent: Agent) -> None:
+        """See to an agent that is not there; safe to repeat."""
+        if not self.stopping and (agent.line is None or agent.state is AgentState.DRAINING):
+            self._tasks.ensure(f"bring {agent.name}", lambda: self._bring(agent))
+
+    async def _bring(self, agent: Agent) -> None:
+        """Until the agent is there or nobody wants it: launch it if it is gone, else wait for its call."""
+        while not self.stopping and (agent.line is None or agent.state is AgentState.DRAINING):
+            if agent.state is AgentState.OFFLINE:
+                if not agent.ops and not self._is_wanted(agent):
+                    return
+                if agent.failures:
+                    pause = LAUNCH_PAUSES_SECS[min(agent.failures, len(LAUNCH_PAUSES_SECS)) - 1]
+                    await asyncio.sleep(pause)
+                await self._launch(agent)
+            else:
+                await self._look(agent)
+
+    async def _launch(self, agent: Agent) -> None:
+        agent.happen(AgentEvent.LAUNCH_ASKED)
+        spec = AgentSpec(
+            agent=agent.name,
+            environment=agent.environment,
+            url=self._url,
+            token=self._token(agent.name),
+            home=str(self._root / "agents" / agent.name),
+            run_root=str(self._root / "users" / agent.environment.user / "jobs"),
+            pass_env=self._pass_env,
+        )
+        self.save(agent)
+        await self._commits.durable()  # intent before the act (C1)
+        try:
+            async with asyncio.timeout(agent.driver.launch_secs):
+                agent.handle = await agent.driver.launch(spec)
+            self.save(agent)
+            async with asyncio.timeout(agent.driver.launch_secs):
+                await agent.there.wait()
+        except (LaunchError, TimeoutError) as exc:
+            agent.failures += 1
+            agent.trouble = str(exc) or f"it did not call within {agent.driver.launch_secs:g} s of its launch"
+            _log.warning("launch failed", agent=agent.name, failures=agent.failures, why=agent.trouble)
+            await self._clear_half_started(agent)
+            agent.happen(AgentEvent.LAUNCH_FAILED)
+            self._wake(agent)
+
+    async def _clear_half_started(self, agent: Agent) -> None:
+        if agent.handle is not None and agent.line is None and not agent.ops:
+            try:
+                await agent.driver.stop(agent.handle, grace_secs=1.0)
+            except LaunchError as exc:
+                _log.warning("half-started agent could not be stopped", agent=agent.name, why=str(exc))
+
+    async def _look(self, agent: Agent) -> None:
+        """Away, not known to be gone: ask its driver, then wait a little for its call."""
+        fate = Fate.GONE if agent.handle is None else await agent.driver.look(agent.handle)
+        now = asyncio.get_running_loop().time()
+        if agent.away_since is None:
+            agent.away_since = now
+        if agent.line is None and agent.ops and now - agent.away_since > AWAY_SECS:
+            self._out_of_reach(agent)
+        if fate is Fate.GONE:
+            if agent.line is None:
+                agent.happen(AgentEvent.GONE)
+                self._wake(agent)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECS):
+                await agent.there.wait()
+
+    def save(self, agent: Agent) -> None:
+        """Write the agent's row with this turn's unit."""
+        self._commits.unit.agents[agent.name] = AgentRow(
+            agent=agent.name,
+            environment=msgspec.json.encode(agent.environment),
+            handle=agent.handle.to_json() if agent.handle else None,
+            install=agent.install,
+        )
+
+    # -- ending
+
+    def sweep(self, idle_secs: float) -> None:
+        """Let agents go that were idle for so long; marked first, so that no new op can slip in (SIR-L3)."""
+        now = asyncio.get_running_loop().time()
+        for agent in self._agents.values():
+            if agent.ops or not agent.is_online:
+                agent.idle_since = None
+            elif agent.idle_since is None:
+                agent.idle_since = now
+            elif now - agent.idle_since >= idle_secs:
+                agent.idle_since = None
+                self._drain(agent)
+
+    def _drain(self, agent: Agent) -> None:
+        agent.happen(AgentEvent.DRAIN_ASKED)
+        if agent.line is not None:
+            agent.line.say(protocol.Stop())
+
+    async def stop_all(self) -> list[str]:
+        """End every agent, its jobs too; their names, when they are gone."""
+        agents = [agent for agent in self._agents.values() if agent.handle is not None]
+        self.stopping = True
+        await asyncio.gather(*(self._stop(agent) for agent in agents))
+        return [agent.name for agent in agents]
+
+    async def _stop(self, agent: Agent) -> None:
+        agent.happen(AgentEvent.DRAIN_ASKED)
+        line, handle = agent.line, agent.handle
+        if handle is None:
+            return
+        if line is not None:
+            # gently first: its jobs end, and say so
+            line.say(protocol.Stop(kill_jobs=True))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECS):
+                    await agent.gone.wait()
+        try:
+            await agent.driver.stop(handle, grace_secs=STOP_SECS)
+        except LaunchError as exc:
+            _log.warning("agent could not be stopped", agent=agent.name, why=str(exc))

@@ -1,0 +1,238 @@
+"""What agents say, turned into events; and the comparing of notes when one calls (SYS-14, SYS-15, C6, C7).
+
+An agent's word counts only for attempts that were given to it, under the session that is current. A word
+that comes twice, late, or about somebody else's attempt changes nothing.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import structlog
+
+from . import events, protocol
+from .agent_pool import Agent, Line
+from .compute_job import ComputeJob
+from .errors import RemoteError
+from .job import HELD_BY_AGENT, State
+from .lifecycle import Illegal
+from .reasons import Reason
+from .supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+
+class AgentTalk:
+    """The supervisor's ear."""
+
+    def __init__(self, supervisor: Supervisor, *, heartbeat_secs: float) -> None:
+        self._supervisor = supervisor
+        self._heartbeat_secs = heartbeat_secs
+        self._hear: dict[type[Any], Callable[[Agent, Any], None]] = {
+            protocol.Started: self._started,
+            protocol.Exited: self._exited,
+            protocol.Suspended: self._suspended,
+            protocol.Progress: self._progress,
+            protocol.OutputEnd: supervisor.readings.end,
+            protocol.Heartbeat: self._heartbeat,
+            protocol.Unsupported: self._unsupported,
+            protocol.Unknown: self._unknown,
+        }
+
+    # -- connections
+
+    def greet(self, agent: Agent, line: Line, hello: protocol.Hello) -> None:
+        """A connection's first word: let it in and compare notes."""
+        if hello.agent != agent.name:
+            raise RemoteError(f"agent {agent.name} called itself {hello.agent}")
+        fresh = bool(agent.install) and agent.install != hello.install
+        self._supervisor.agents.connected(agent, line, hello)
+        line.say(protocol.Welcome(acked=0, heartbeat_secs=self._heartbeat_secs))
+        held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
+        for job in self._supervisor.jobs.active():
+            if job.record.agent == agent.name:
+                record = job.record
+                self._compare(agent, job, held.pop((record.jid, record.serial, record.attempt), None), fresh)
+        for item in held.values():
+            self._foreign(line, item)
+        self._supervisor.readings.lost(agent)
+        self._supervisor.dispatch_soon()
+
+    def _compare(self, agent: Agent, job: ComputeJob, held: protocol.Held | None, fresh: bool) -> None:
+        """One attempt that we think the agent has, and what it says of it."""
+        record = job.record
+        if job.op is None:
+            self._supervisor.adopt(job, agent, standby=False)
+        if held is None:
+            if record.state is State.STARTING or (record.state is State.LOST and record.started_at is None):
+                if fresh:
+                    self._lost(job, f"agent {agent.name} came back without its records")
+                elif record.stopping:
+                    self._not_started(job, "it was asked to end before the agent heard of it")
+                else:
+                    self._back(job, "starting")
+                    self._supervisor.commits.after(partial(self._supervisor.send_run, job, record.attempt))
+            elif record.state is State.CANCELING and record.started_at is None and not fresh:
+                self._not_started(job, "it was asked to end before the agent heard of it")
+            else:
+                self._lost(job, f"agent {agent.name} knows nothing of this attempt any more")
+            return
+        if held.state == "ended":
+            return  # its record is on the way
+        if job.op is not None and held.state != "standby":
+            self._supervisor.ops.own(job.op)
+        self._back(job, held.state)
+        if job.record.stopping:
+            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)
+        elif held.state == "standby" and job.op is not None and not job.op.standby:
+            line = agent.line
+            if line is not None:
+                line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
+
+    def _foreign(self, line: Line, held: protocol.Held) -> None:
+        """The agent has an attempt that we do not count as its own."""
+        if held.state == "ended":
+            return  # its record will be acknowledged and dropped
+        job = self._supervisor.jobs.get(held.jid)
+        _log.warning("agent holds a stale attempt", jid=held.jid, attempt=held.attempt, known=job is not None)
+        if job is not None and held.attempt < job.record.attempt:
+            line.say(
+                protocol.Cancel(
+                    jid=held.jid, serial=held.serial, attempt=held.attempt, op_id=0, grace_secs=0.0
+                )
+            )
+
+    def lose(self, agent: Agent, line: Line) -> None:
+        """A connection ended."""
+        if self._supervisor.agents.disconnected(agent, line):
+            self._supervisor.readings.lost(agent)
+            self._supervisor.dispatch_soon()
+
+    def out_of_reach(self, agent: Agent) -> None:
+        """The agent has been away for longer than a connection may blink: say so at its jobs."""
+        for job in self._supervisor.jobs.active():
+            if job.record.agent == agent.name and job.record.state is not State.LOST:
+                self._lost(job, f"agent {agent.name} is out of reach; the job may well be running")
+
+    # -- messages
+
+    def hear(self, agent: Agent, line: Line, messages: list[Any]) -> None:
+        """Everything in one frame, in order; durable messages are acknowledged after the commit."""
+        last = 0
+        for message in messages:
+            heed = self._hear.get(type(message))
+            if heed is None:
+                raise RemoteError(f"{type(message).__name__} is not for now")
+            try:
+                heed(agent, message)
+            except Illegal as exc:
+                # the agent's error; the state stands, and repeating the message would not mend it
+                _log.warning("agent said what cannot be", agent=agent.name, why=str(exc))
+            last = getattr(message, "seq", last)
+        if last:
+            self._supervisor.commits.after(partial(line.acknowledge, last))
+
+    def _job(self, agent: Agent, message: protocol.Attempt) -> ComputeJob | None:
+        """The job that a message speaks of, if it is this agent's to speak of (I26)."""
+        job = self._supervisor.jobs.get(message.jid)
+        if job is None or job.record.state not in HELD_BY_AGENT or job.record.agent != agent.name:
+            return None
+        return job
+
+    def _started(self, agent: Agent, message: protocol.Started) -> None:
+        if job := self._job(agent, message):
+            self._supervisor.tell(
+                job,
+                events.Started(
+                    at=message.at, serial=message.serial, attempt=message.attempt, pid=message.pid
+                ),
+            )
+
+    def _exited(self, agent: Agent, message: protocol.Exited) -> None:
+        job = self._job(agent, message)
+        if job is None or (message.serial, message.attempt) != (job.record.serial, job.record.attempt):
+            return
+        if not message.began:
+            self._not_started(job, message.message, message.reason or Reason.START_FAILED)
+            return
+        if message.started_at is not None:
+            agent.took((message.at - message.started_at) / 1e6)
+        if message.successor and job.op is not None:
+            heir = self._supervisor.jobs.get(message.successor.rpartition("/")[0])
+            job.op.heir = heir.op if heir is not None else None
+        self._supervisor.tell(
+            job,
+            events.Exited(
+                at=message.at,
+                serial=message.serial,
+                attempt=message.attempt,
+                proof=message.proof,
+                exit_code=message.exit_code,
+                signal=message.signal,
+                reason=message.reason,
+                message=message.message,
+                stopped=message.stopped,
+                started_at=message.started_at,
+                stdout_bytes=message.stdout_bytes,
+                stderr_bytes=message.stderr_bytes,
+                usage=message.usage,
+            ),
+        )
+
+    def _suspended(self, agent: Agent, message: protocol.Suspended) -> None:
+        if job := self._job(agent, message):
+            kind = events.Suspended if message.on else events.Resumed
+            self._supervisor.tell(job, kind(at=message.at, serial=message.serial, attempt=message.attempt))
+
+    def _progress(self, agent: Agent, message: protocol.Progress) -> None:
+        if job := self._job(agent, message):
+            self._supervisor.tell(
+                job,
+                events.Progressed(
+                    at=message.at, serial=message.serial, attempt=message.attempt, data=message.data
+                ),
+            )
+
+    def _heartbeat(self, agent: Agent, message: protocol.Heartbeat) -> None:
+        """That it came is all there is to know; the socket's own clock notices silence."""
+
+    def _unsupported(self, agent: Agent, message: protocol.Unsupported) -> None:
+        _log.warning("agent does not know a message", agent=agent.name, kind=message.kind)
+
+    def _unknown(self, agent: Agent, message: protocol.Unknown) -> None:
+        _log.warning("unknown message", agent=agent.name, kind=message.kind, why=message.why)
+        if agent.line is not None:
+            agent.line.say(protocol.Unsupported(kind=message.kind))
+
+    # -- events that are ours to make
+
+    def _not_started(self, job: ComputeJob, message: str, reason: Reason = Reason.START_FAILED) -> None:
+        record = job.record
+        self._supervisor.tell(
+            job,
+            events.NotStarted(
+                at=self._supervisor.now(),
+                serial=record.serial,
+                attempt=record.attempt,
+                reason=reason,
+                message=message,
+            ),
+        )
+
+    def _back(self, job: ComputeJob, holds: str) -> None:
+        record = job.record
+        self._supervisor.tell(
+            job,
+            events.AgentBack(
+                at=self._supervisor.now(), serial=record.serial, attempt=record.attempt, holds=holds
+            ),
+        )
+
+    def _lost(self, job: ComputeJob, message: str) -> None:
+        record = job.record
+        self._supervisor.tell(
+            job,
+            events.AgentLost(
+                at=self._supervisor.now(), serial=record.serial, attempt=record.attempt, message=message
+            ),
+        )

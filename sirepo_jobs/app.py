@@ -1,0 +1,170 @@
+"""Puts the house together: store, drivers, supervisor, doors, signals. The only room that knows them all."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+
+from . import api, protocol
+from .agent_pool import AgentPool
+from .agent_socket import AgentSocket
+from .agent_talk import AgentTalk
+from .driver import Driver
+from .errors import Error, StoreError
+from .frontend import rootdir
+from .op import Need
+from .settings import Settings
+from .store import Store
+from .supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+#: The writer thread must not hold the interpreter for its usual 5 ms while a job waits for an answer.
+SWITCH_SECS = 0.0005
+SWEEP_SECS = 15.0
+
+
+def run_supervisor(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises `Error` when it cannot start."""
+    sys.setswitchinterval(SWITCH_SECS)
+    os.umask(0o077)
+    rootdir.prepare(settings.root)
+    store = Store.open(settings.database_url)
+    return asyncio.run(_serve(settings, store))
+
+
+def load_drivers(settings: Settings, found: Iterable[EntryPoint] | None = None) -> dict[str, Driver]:
+    """The drivers that the settings name, from the entry points of the group `sirepo_jobs.drivers`.
+
+    Two distributions that offer one name are an error, not a first-come choice.
+    """
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group="sirepo_jobs.drivers") if found is None else found:
+        if point.name in points and points[point.name].value != point.value:
+            raise Error(
+                f"driver {point.name!r} is offered twice: {points[point.name].value} and {point.value}"
+            )
+        points[point.name] = point
+    missing = [name for name in settings.drivers if name not in points]
+    if missing:
+        raise Error(f"no driver {missing[0]!r} is installed; there are: {', '.join(sorted(points))}")
+    return {name: points[name].load()(cpus=settings.local_cpus) for name in settings.drivers}
+
+
+async def _serve(settings: Settings, store: Store) -> int:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def stop(status: int, why: str) -> None:
+        _log.info("stopping", why=why)
+        if not ended.done():
+            ended.set_result(status)
+
+    def fatal(error: StoreError) -> None:
+        # not one more answer: what is not durable was not promised (C14)
+        _log.critical("the store failed; start again when it is mended", why=str(error))
+        stop(1, "store")
+
+    pid_file = rootdir.PidFile(settings.root / rootdir.SUPERVISOR_PID)
+    pid_file.hold()
+    store.start(loop, fatal)
+    secret = _secret(settings.root)
+    supervisor, talk = _make_supervisor(settings, store, secret)
+    await supervisor.recover()
+    server = _listen(settings, supervisor, talk, secret)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
+    supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings.agent_idle_secs))
+    _log.info("supervisor serves", root=str(settings.root), epoch=store.epoch, instance=store.instance)
+    try:
+        return await ended
+    finally:
+        server.stop()
+        await supervisor.tasks.close()
+        supervisor.commits.flush()
+        await store.close()
+        pid_file.release()
+
+
+def _make_supervisor(settings: Settings, store: Store, secret: str) -> tuple[Supervisor, AgentTalk]:
+    drivers = load_drivers(settings)
+
+    def make_agents(supervisor: Supervisor) -> AgentPool:
+        return AgentPool(
+            root=settings.root,
+            url=f"unix:{settings.root / rootdir.SOCKET}",
+            drivers=drivers,
+            commits=supervisor.commits,
+            tasks=supervisor.tasks,
+            secret=secret.encode(),
+            wake=supervisor.wake_agent,
+            is_wanted=lambda agent: supervisor.ops.waiting_for((Need.AGENT, agent.key)) > 0,
+            out_of_reach=lambda agent: talk.out_of_reach(agent),
+            pass_env=settings.pass_env,
+        )
+
+    supervisor = Supervisor(
+        store, make_agents, job_cache=settings.job_cache_size, queue_window=settings.queue_window
+    )
+    talk = AgentTalk(supervisor, heartbeat_secs=settings.heartbeat_secs)
+    return supervisor, talk
+
+
+def _listen(settings: Settings, supervisor: Supervisor, talk: AgentTalk, secret: str) -> HTTPServer:
+    application = Application(
+        [
+            *api.routes(api.House(supervisor, secret)),
+            (r"/agent", AgentSocket, {"supervisor": supervisor, "talk": talk}),
+        ],
+        log_function=lambda _handler: None,
+        websocket_max_message_size=protocol.MAX_MESSAGE_BYTES,
+        websocket_ping_interval=20,
+        websocket_ping_timeout=10,
+    )
+    server = HTTPServer(
+        application,
+        max_body_size=settings.max_body_bytes * 2,
+        max_buffer_size=settings.max_body_bytes * 2 + (1 << 20),
+    )
+    server.add_socket(_unix_socket(settings.root))
+    return server
+
+
+def _unix_socket(root: Path) -> socket.socket:
+    """Listen on the root's socket. Bound through a descriptor, since a path may have 107 bytes only."""
+    directory = os.open(root, os.O_DIRECTORY | os.O_RDONLY)
+    try:
+        path = root / rootdir.SOCKET
+        path.unlink(missing_ok=True)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.setblocking(False)
+        server.bind(f"/proc/self/fd/{directory}/{rootdir.SOCKET}")
+        path.chmod(0o600)
+        server.listen(1024)
+        return server
+    finally:
+        os.close(directory)
+
+
+def _secret(root: Path) -> str:
+    """The installation's own secret, made at its first start."""
+    path = root / rootdir.SECRET
+    if not path.exists():
+        rootdir.replace_file(path, secrets.token_urlsafe(32).encode() + b"\n")
+    return path.read_text().strip()
+
+
+async def _sweep(supervisor: Supervisor, idle_secs: float) -> None:
+    while True:
+        await asyncio.sleep(min(SWEEP_SECS, max(idle_secs / 2, 0.1)))
+        supervisor.agents.sweep(idle_secs)

@@ -1,0 +1,155 @@
+"""One job in the supervisor's memory, and the table of those that are there (SIR-10, SIR-27).
+
+A job is in memory while an agent holds an attempt of it, while somebody asks about it, and, up to a
+limit, while it is about to be run. Everything else is rows in the store.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import msgspec
+
+from .job import FINAL, HELD_BY_AGENT, JobRecord, State
+from .op import Op
+from .scheduler import Entry, Shape
+from .spec import JobSpec
+from .store import Store
+from .store.unit import NewJob
+
+_decode_spec = msgspec.json.Decoder(JobSpec).decode
+
+
+class ComputeJob:
+    """A job: its record, its spec, its run op and whoever waits for it to change."""
+
+    __slots__ = ("_changed", "fixed", "op", "pins", "record", "seen", "spec")
+
+    def __init__(self, record: JobRecord, fixed: NewJob, spec: JobSpec) -> None:
+        self.record = record
+        self.fixed = fixed
+        self.spec = spec
+        #: The run op, from admission until the attempt is over.
+        self.op: Op | None = None
+        #: Requests that are looking at this job.
+        self.pins = 0
+        #: Version whose commit is done: what readers may see.
+        self.seen = record.version
+        self._changed: asyncio.Future[None] | None = None
+
+    @property
+    def jid(self) -> str:
+        """The job's id."""
+        return self.record.jid
+
+    @property
+    def evictable(self) -> bool:
+        """Nothing but memory is lost when this object goes."""
+        return (
+            self.pins == 0
+            and self.op is None
+            and self.record.state not in HELD_BY_AGENT
+            and self.seen == self.record.version
+        )
+
+    def entry(self, shape: Shape) -> Entry:
+        """The job as the scheduler queues it."""
+        return Entry(-self.fixed.priority, self.record.seq, self.jid, self.record.user, shape)
+
+    def committed(self, version: int) -> None:
+        """`version` is durable: let readers see it."""
+        if version > self.seen:
+            self.seen = version
+            if self._changed is not None:
+                self._changed.set_result(None)
+                self._changed = None
+
+    async def change(self, version: int) -> None:
+        """Return when a version above `version` is durable."""
+        while self.seen <= version:
+            if self._changed is None:
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._changed)
+
+    @property
+    def over(self) -> bool:
+        """The run has ended."""
+        return self.record.state in FINAL
+
+
+class JobTable:
+    """The jobs in memory, and the way to bring in more."""
+
+    def __init__(self, store: Store, capacity: int) -> None:
+        self._store = store
+        self._capacity = capacity
+        self._jobs: dict[str, ComputeJob] = {}
+        #: Evictable ones, the longest unused first.
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._queued: OrderedDict[str, None] = OrderedDict()
+        self._loads: dict[str, asyncio.Future[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def get(self, jid: str) -> ComputeJob | None:
+        """The job if it is in memory."""
+        return self._jobs.get(jid)
+
+    def add(self, job: ComputeJob) -> None:
+        """Take in a job that was just made."""
+        self._jobs[job.jid] = job
+        self.release(job)
+
+    @property
+    def full(self) -> bool:
+        """Half of the memory for jobs is taken; new ones that only wait can stay rows."""
+        return len(self._jobs) >= self._capacity // 2
+
+    async def load(self, jid: str) -> ComputeJob | None:
+        """The job, read from the store if need be; None when there is none. Many may ask at once."""
+        while (job := self._jobs.get(jid)) is None:
+            if (loading := self._loads.get(jid)) is not None:
+                await asyncio.shield(loading)
+                if jid not in self._jobs and jid not in self._loads:
+                    return None
+            else:
+                await self.load_many([jid])
+                return self._jobs.get(jid)
+        return job
+
+    async def load_many(self, jids: Iterable[str]) -> None:
+        """Bring these jobs into memory; unknown ones are passed over."""
+        wanted = [jid for jid in jids if jid not in self._jobs and jid not in self._loads]
+        if not wanted:
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._loads.update(dict.fromkeys(wanted, done))
+        try:
+            rows = await self._store.jobs(wanted)
+            for row in rows:
+                if row.record.jid not in self._jobs:
+                    self.add(ComputeJob(row.record, row.fixed, _decode_spec(row.fixed.spec)))
+        finally:
+            for jid in wanted:
+                self._loads.pop(jid, None)
+            done.set_result(None)
+
+    def release(self, job: ComputeJob) -> None:
+        """Look whether the job may leave memory when there are too many.
+
+        Those that are over go first, the longest unused before the others; then queued ones, those
+        whose turn is furthest away before the others.
+        """
+        jid = job.jid
+        self._idle.pop(jid, None)
+        self._queued.pop(jid, None)
+        if job.evictable:
+            (self._queued if job.record.state is State.PENDING else self._idle)[jid] = None
+        while len(self._jobs) > self._capacity and (self._idle or self._queued):
+            victim, _ = self._idle.popitem(last=False) if self._idle else self._queued.popitem()
+            del self._jobs[victim]
+
+    def active(self) -> list[ComputeJob]:
+        """Jobs of which an agent holds an attempt."""
+        return [job for job in self._jobs.values() if job.record.state in HELD_BY_AGENT]

@@ -1,0 +1,68 @@
+"""The stream of what happened, for whoever listens: live from memory, older from the store (BAN-22, I12).
+
+A listener keeps one number, its position. Nothing is queued for it, so a slow one costs nothing: it
+falls behind the ring and reads on from the store.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+
+from .store import Store
+from .store.unit import EventRow
+
+#: Newest rows kept in memory.
+RING = 4096
+#: Rows read from the store at once.
+PAGE = 500
+
+
+class EventHub:
+    """Gives out positions in the stream, and lets listeners follow it."""
+
+    def __init__(self, store: Store, last_seq: int) -> None:
+        self._store = store
+        self._given = last_seq
+        #: Everything up to here is durable and visible.
+        self.last = last_seq
+        self._ring: deque[EventRow] = deque(maxlen=RING)
+        self._news: asyncio.Future[None] | None = None
+
+    def next_seq(self) -> int:
+        """The next position."""
+        self._given += 1
+        return self._given
+
+    def publish(self, rows: list[EventRow]) -> None:
+        """Show rows that are durable now; they come in order."""
+        if not rows:
+            return
+        self._ring.extend(rows)
+        self.last = rows[-1].seq
+        if self._news is not None:
+            self._news.set_result(None)
+            self._news = None
+
+    async def news(self) -> None:
+        """Return at the next publication."""
+        if self._news is None:
+            self._news = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._news)
+
+    async def follow(self, after: int, *, user: str | None) -> AsyncGenerator[EventRow, None]:
+        """Every row above `after`, once and in order, then new ones as they come; `user`'s only, if given."""
+        position = after
+        while True:
+            if position >= self.last:
+                await self.news()
+                continue
+            if self._ring and position >= self._ring[0].seq - 1:
+                rows = [row for row in self._ring if row.seq > position]
+                position = rows[-1].seq
+            else:
+                upto = self.last
+                rows = await self._store.events(after=position, limit=PAGE, user=user)
+                position = rows[-1].seq if len(rows) == PAGE else max(upto, rows[-1].seq if rows else 0)
+            for row in rows:
+                if user is None or row.user == user:
+                    yield row

@@ -1,0 +1,142 @@
+"""Taking in jobs: checks that need the house, idempotency keys, ids, one commit (I1, I2, F144, F145).
+
+A batch is all or nothing: either every job of it is durable when the answer goes out, or none exists.
+"""
+
+import asyncio
+import hashlib
+import os
+
+import msgspec
+
+from .compute_job import ComputeJob
+from .errors import BadInput, Conflict, Unavailable
+from .job import JobRecord, State, ulid
+from .spec import JobSpec
+from .store.unit import KeyRow, NewJob
+from .supervisor import Supervisor
+
+#: Jobs made between two looks at the rest of the world.
+SLICE = 500
+MAX_KEY_CHARS = 200
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Intake:
+    """The supervisor's side of `POST /jobs`."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        #: Requests under way, by (user, key): a second one with the same key waits for the first.
+        self._keys: dict[tuple[str, str], asyncio.Future[None]] = {}
+        #: Client-chosen ids under way.
+        self._jids: set[str] = set()
+
+    async def submit(self, user: str, specs: list[JobSpec], key: str | None) -> tuple[list[JobRecord], bool]:
+        """Accept jobs: their records, durable, and whether this call made them (else the key had).
+
+        Raises `BadInput` for what no driver here can do, `Conflict` for a key or jid that is taken,
+        `Unavailable` while the store cannot write.
+        """
+        if self._supervisor.store.degraded:
+            raise Unavailable(f"no new jobs can be accepted now: {self._supervisor.store.degraded}")
+        for place, spec in enumerate(specs):
+            self._check(spec, f"/jobs/{place}" if len(specs) > 1 else "")
+        if key is None:
+            return await self._make(user, specs, None), True
+        if not 0 < len(key) <= MAX_KEY_CHARS:
+            raise BadInput(f"Idempotency-Key has {len(key)} characters; use 1 to {MAX_KEY_CHARS}")
+        while (first := self._keys.get((user, key))) is not None:
+            await asyncio.shield(first)
+        under_way = self._keys[user, key] = asyncio.get_running_loop().create_future()
+        try:
+            digest = hashlib.sha256(_encode(specs)).digest()
+            if (row := await self._supervisor.store.key(user, key)) is not None:
+                return await self._answer_again(row, digest), False
+            fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
+            return await self._make(user, specs, fresh), True
+        finally:
+            del self._keys[user, key]
+            under_way.set_result(None)
+
+    def _check(self, spec: JobSpec, pointer: str) -> None:
+        driver = self._supervisor.agents.drivers.get(spec.driver)
+        if driver is None:
+            names = ", ".join(sorted(self._supervisor.agents.drivers))
+            raise BadInput(
+                f"driver {spec.driver!r} is not configured; there are: {names}", pointer=f"{pointer}/driver"
+            )
+        lacking = spec.resources.shortage(driver.capacity)
+        if lacking or spec.resources.nodes > driver.capacity.nodes:
+            lacking = lacking or f"nodes: needs {spec.resources.nodes}, {driver.capacity.nodes} free"
+            raise BadInput(
+                f"driver {spec.driver!r} can never run this ({lacking}, in all); ask for less",
+                code="unsatisfiable",
+                pointer=f"{pointer}/resources",
+            )
+
+    async def _answer_again(self, row: KeyRow, digest: bytes) -> list[JobRecord]:
+        if row.digest != digest:
+            raise Conflict(
+                f"Idempotency-Key {row.key!r} made job {row.jids[0]} from another request; use a new key",
+                code="key_reused",
+            )
+        await self._supervisor.jobs.load_many(row.jids)
+        jobs = [await self._supervisor.jobs.load(jid) for jid in row.jids]
+        return [job.record for job in jobs if job is not None]
+
+    async def _make(self, user: str, specs: list[JobSpec], key: KeyRow | None) -> list[JobRecord]:
+        chosen = [spec.jid for spec in specs if spec.jid]
+        await self._claim(chosen)
+        try:
+            jobs = []
+            at = self._supervisor.now()
+            randomness = os.urandom(10 * len(specs))
+            for place, spec in enumerate(specs):
+                if place % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+                jid = spec.jid or ulid(at, randomness[10 * place : 10 * place + 10])
+                jobs.append(self._new(user, jid, spec, at))
+            # from here to the commit nothing waits: all or nothing
+            for job in jobs:
+                self._supervisor.created(job, at)
+            if key is not None:
+                row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
+                self._supervisor.commits.unit.keys.append(row)
+            self._supervisor.dispatch()
+            records = [job.record for job in jobs]
+            await self._supervisor.commits.durable()
+            return records
+        finally:
+            self._jids.difference_update(chosen)
+
+    def _new(self, user: str, jid: str, spec: JobSpec, at: int) -> ComputeJob:
+        name = spec.name or os.path.basename(spec.command[0])[:200]
+        record = JobRecord(
+            jid=jid,
+            seq=self._supervisor.next_job_seq(),
+            user=user,
+            state=State.PENDING,
+            created_at=at,
+            queued_at=at,
+        )
+        fixed = NewJob(
+            name=name, driver=spec.driver, queue=spec.queue, priority=spec.priority, spec=_encode(spec)
+        )
+        return ComputeJob(record, fixed, spec)
+
+    async def _claim(self, jids: list[str]) -> None:
+        """Make sure that ids chosen by the client are free, and keep them so until the commit."""
+        if not jids:
+            return
+        taken = {jid for jid in jids if jid in self._jids or self._supervisor.jobs.get(jid) is not None}
+        if len(set(jids)) < len(jids):
+            raise BadInput("the same jid stands twice in the batch", pointer="/jobs")
+        if not taken:
+            self._jids.update(jids)
+            taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
+            if not taken:
+                return
+            self._jids.difference_update(jids)
+        raise Conflict(f"jid {min(taken)!r} is taken; choose another, or leave it out", code="jid_taken")

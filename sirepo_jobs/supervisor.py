@@ -1,0 +1,429 @@
+"""The shell around the pure core: it owns the jobs in memory, lets events happen to them, and does what
+the core asks for (design 3, 5).
+
+One thread, one loop. `tell` is the only way by which a job changes: step, put the new record into this
+turn's unit, carry out the effects. Whatever leaves the process waits for the unit's commit.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import structlog
+
+from . import protocol
+from .agent_pool import Agent, AgentPool
+from .commits import Commits
+from .compute_job import ComputeJob, JobTable
+from .driver import Environment
+from .event_hub import EventHub
+from .events import (
+    Assigned,
+    Dequeue,
+    Effect,
+    EndAttempt,
+    Ended,
+    Enqueue,
+    Event,
+    Note,
+    Progressed,
+    StopAttempt,
+)  # fmt: skip
+from .job import AttemptRecord, State
+from .lifecycle import step
+from .op import Kind, Need, Op, OpLoop
+from .output import Readings
+from .reasons import Reason
+from .scheduler import Entry, No, Scheduler, Shape
+from .spec import JobSpec
+from .store import Store
+from .store.unit import EventRow, Unit
+from .tasks import Tasks
+
+_log = structlog.get_logger(__name__)
+
+#: Jobs read ahead of their turn, and rows in one page of the queue.
+READ_AHEAD = 256
+PAGE = 2000
+
+_encode = msgspec.json.Encoder().encode
+_decode_spec = msgspec.json.Decoder(JobSpec).decode
+
+
+class _Changes:
+    """What a unit changed, to be shown when it is durable."""
+
+    __slots__ = ("jobs", "rows", "unit")
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.jobs: dict[ComputeJob, int] = {}
+        self.rows: list[EventRow] = []
+
+
+class Supervisor:
+    """The brain: jobs, queue, ops and agents of one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        make_agents: "Callable[[Supervisor], AgentPool]",
+        *,
+        job_cache: int = 2000,
+        queue_window: int = 10_000,
+    ) -> None:
+        self.store = store
+        self.loop = asyncio.get_running_loop()
+        self.commits = Commits(store, self.loop)
+        self.tasks = Tasks()
+        self.jobs = JobTable(store, job_cache)
+        self.scheduler = Scheduler(queue_window)
+        self.ops = OpLoop(self._grant)
+        self.agents = make_agents(self)
+        self.events = EventHub(store, store.last_event_seq)
+        self.readings = Readings(self)
+        self._job_seq = store.last_job_seq
+        self._op_id = 0
+        self._changes: _Changes | None = None
+        self._dispatching = False
+
+    @staticmethod
+    def now() -> int:
+        """The wall clock in microseconds: for records, never for deciding."""
+        return time.time_ns() // 1000
+
+    def next_job_seq(self) -> int:
+        """The next place in the order of acceptance."""
+        self._job_seq += 1
+        return self._job_seq
+
+    def next_op_id(self) -> int:
+        """An id no other op of this epoch has."""
+        self._op_id += 1
+        return self._op_id
+
+    async def recover(self) -> None:
+        """Know again what was under way before the restart: agents, attempts, the queue (SIR-L1, SYS-16)."""
+        for row in await self.store.agents():
+            self.agents.restore(row)
+        for stored in await self.store.active_jobs():
+            self.jobs.add(ComputeJob(stored.record, stored.fixed, _decode_spec(stored.fixed.spec)))
+        for user, _count in await self.store.pending_users():
+            self.scheduler.expect_rows(user)
+        for job in self.jobs.active():
+            agent = self.agents.get(job.record.agent or "") or self.agents.at(self.environment(job))
+            # one that was not seen to start may stand by on the agent still: it gets no slots unasked
+            self.adopt(job, agent, standby=job.record.started_at is None)
+            self.agents.bring(agent)
+        for pool in self.agents.pools.values():
+            self.ops.wake((Need.CPUS, pool.name))
+        self.dispatch_soon()
+
+    def adopt(self, job: ComputeJob, agent: Agent, *, standby: bool) -> None:
+        """Book what an attempt holds that its agent has already."""
+        job.op = Op(
+            self.next_op_id(),
+            Kind.RUN,
+            job.jid,
+            agent,
+            go=lambda _op: None,
+            still=lambda: True,
+            pool=agent.pool,
+            need=job.spec.resources,
+        )
+        self.scheduler.charge(job.record.user, job.op.need.cpus)
+        self.ops.adopt(job.op, standby=standby)
+
+    # -- the one way by which a job changes
+
+    def tell(self, job: ComputeJob, event: Event) -> None:
+        """Let `event` happen to `job`. Raises `lifecycle.Illegal` and changes nothing if it cannot."""
+        before = job.record
+        job.record, effects = step(before, event, job.spec)
+        if job.record is not before:
+            self._record(job, event)
+        for effect in effects:
+            self._carry_out(job, effect)
+
+    def created(self, job: ComputeJob, at: int) -> None:
+        """Write down a job that was just made, and queue it."""
+        self.commits.unit.new[job.jid] = job.fixed
+        self._write(job, at, "Submitted", b"{}")
+        if not self.jobs.full:
+            self.jobs.add(job)
+        if job.record.state is State.PENDING:
+            self.scheduler.add(job.entry(self.shape(job)))
+
+    def _record(self, job: ComputeJob, event: Event) -> None:
+        if isinstance(event, Progressed):
+            # shown live and kept, but no line of history: it says nothing about what happened
+            self._changed(job, None)
+        else:
+            self._write(job, event.at, type(event).__name__, _encode(event))
+
+    def _write(self, job: ComputeJob, at: int, kind: str, data: bytes) -> None:
+        record = job.record
+        row = EventRow(
+            seq=self.events.next_seq(),
+            jid=record.jid,
+            user=record.user,
+            version=record.version,
+            at=at,
+            kind=kind,
+            state=record.state,
+            data=data,
+        )
+        self.commits.unit.events.append(row)
+        self._changed(job, row)
+
+    def _changed(self, job: ComputeJob, row: EventRow | None) -> None:
+        unit = self.commits.unit
+        unit.jobs[job.jid] = job.record
+        if self._changes is None or self._changes.unit is not unit:
+            self._changes = _Changes(unit)
+            unit.done.append(partial(self._show, self._changes))
+        self._changes.jobs[job] = job.record.version
+        if row is not None:
+            self._changes.rows.append(row)
+
+    def _show(self, changes: _Changes) -> None:
+        """What changed is durable: let everybody see it."""
+        for job, version in changes.jobs.items():
+            job.committed(version)
+            if self.jobs.get(job.jid) is job:
+                self.jobs.release(job)
+        self.events.publish(changes.rows)
+
+    # -- effects
+
+    def _carry_out(self, job: ComputeJob, effect: Effect) -> None:
+        match effect:
+            case Enqueue():
+                self.scheduler.add(job.entry(self.shape(job)))
+                self.dispatch_soon()
+            case Dequeue():
+                self.scheduler.remove(job.record.user, job.jid)
+                if job.op is not None:
+                    self._end_op(job)
+            case StopAttempt(grace_secs=grace_secs):
+                self.commits.after(partial(self.send_cancel, job, job.record.attempt, grace_secs))
+            case EndAttempt():
+                self._end_attempt(job)
+            case Ended():
+                pass  # whoever depends on it is told here, when there are dependencies
+            case Note(text=text):
+                _log.info("dropped", jid=job.jid, what=text)
+
+    def _end_attempt(self, job: ComputeJob) -> None:
+        record = job.record
+        self.commits.unit.attempts.append(
+            AttemptRecord(
+                jid=record.jid,
+                attempt=record.attempt,
+                serial=record.serial,
+                agent=job.op.place.key if job.op else record.agent,
+                run_dir=record.run_dir,
+                state=record.state,
+                reason=record.reason,
+                situation=record.situation,
+                exit_code=record.exit_code,
+                signal=record.signal,
+                stdout_bytes=record.stdout_bytes,
+                stderr_bytes=record.stderr_bytes,
+                proof=record.proof,
+                usage=record.usage,
+                started_at=record.started_at,
+                ended_at=record.ended_at or self.now(),
+            )
+        )
+        self._end_op(job)
+
+    def _end_op(self, job: ComputeJob) -> None:
+        if job.op is None:
+            return
+        self.scheduler.charge(job.record.user, -job.op.need.cpus)
+        self.ops.end(job.op)
+        job.op = None
+        self.dispatch_soon()
+
+    # -- from the queue to the agent
+
+    def environment(self, job: ComputeJob) -> Environment:
+        """Where the job may run."""
+        return Environment(driver=job.spec.driver, user=job.record.user, image=job.spec.image)
+
+    def shape(self, job: ComputeJob) -> Shape:
+        """What the scheduler needs to know of it."""
+        return Shape(job.spec.driver, self.environment(job).key, job.spec.resources)
+
+    def dispatch_soon(self) -> None:
+        """Look at the end of this turn who may go now."""
+        if not self._dispatching:
+            self._dispatching = True
+            self.loop.call_soon(self.dispatch)
+
+    def dispatch(self) -> None:
+        """Let ops that waited try again, then admit from the queue whatever has room."""
+        self._dispatching = False
+        self.ops.settle()
+        for entry in self.scheduler.admit(self._room):
+            job = self.jobs.get(entry.jid)
+            if job is None:
+                self.scheduler.add(entry)
+                self.tasks.ensure("read ahead", self._read_ahead)
+                break
+            if job.record.state is State.PENDING and job.op is None:
+                self._begin(job, entry.shape)
+        for user, after in self.scheduler.wants():
+            self.tasks.ensure(f"page of {user}", partial(self._read_page, user, after))
+
+    def _room(self, shape: Shape, user: str) -> No | None:
+        """Whether a job of this shape can be placed now."""
+        agent = self.agents.get(shape.environment)
+        if agent is None:
+            return None  # it will be made, and its first op brings it
+        if agent.line is None or not agent.is_online:
+            # one op waits for the agent; the others stay compact entries
+            return No(*agent.why_not()) if self.ops.waiting_for((Need.AGENT, agent.key)) else None
+        if len(agent.ops) >= agent.op_limit:
+            return No(Reason.RESOURCES, f"agent {agent.name} has {len(agent.ops)} ops, its limit")
+        pool = agent.pool
+        if shape.need.fits(pool.free) and self.ops.nobody_waits_for((Need.CPUS, pool.name)):
+            return None
+        if agent.takes_standby(shape.need):
+            return None
+        lacking = shape.need.shortage(pool.free) or "others stand in line"
+        return No(Reason.RESOURCES, f"{lacking} (of {pool.size.cpus} cpus)")
+
+    def _begin(self, job: ComputeJob, shape: Shape) -> None:
+        agent = self.agents.at(self.environment(job))
+        serial = job.record.serial
+        job.op = Op(
+            self.next_op_id(),
+            Kind.RUN,
+            job.jid,
+            agent,
+            go=partial(self._assign, job),
+            still=lambda: job.record.state is State.PENDING and job.record.serial == serial,
+            pool=agent.pool,
+            need=shape.need,
+        )
+        self.scheduler.charge(job.record.user, shape.need.cpus)
+        self.jobs.release(job)
+        self.ops.begin(job.op)
+
+    def _assign(self, job: ComputeJob, op: Op) -> None:
+        """Everything is acquired: write the intent down, then send (C1)."""
+        run_dir = f"{job.jid}/{job.record.attempt + 1}"
+        self.tell(job, Assigned(at=self.now(), agent=op.place.key, run_dir=run_dir))
+        self.commits.after(partial(self.send_run, job, job.record.attempt))
+
+    def send_run(self, job: ComputeJob, attempt: int) -> None:
+        """Tell the agent to run this attempt, if that is still what is wanted; safe to repeat."""
+        record, op = job.record, job.op
+        agent = self.agents.get(record.agent or "")
+        if op is None or agent is None or agent.line is None or record.attempt != attempt or record.stopping:
+            return
+        spec = job.spec
+        agent.line.say(
+            protocol.Run(
+                jid=record.jid,
+                serial=record.serial,
+                attempt=attempt,
+                op_id=op.op_id,
+                command=spec.command,
+                env=spec.env,
+                run_dir=record.run_dir or "",
+                soft_secs=spec.limits.soft,
+                hard_secs=spec.limits.hard,
+                grace_secs=spec.limits.grace,
+                progress=spec.progress is not None,
+                cpus=spec.resources.cpus,
+                standby=op.standby,
+                spec=msgspec.Raw(job.fixed.spec),
+            )
+        )
+
+    def send_cancel(self, job: ComputeJob, attempt: int, grace_secs: float) -> None:
+        """Tell the agent to end this attempt; safe to repeat, and repeated when the agent comes back."""
+        record = job.record
+        agent = self.agents.get(record.agent or "")
+        if agent is not None and agent.line is not None and record.attempt == attempt and job.op is not None:
+            agent.line.say(
+                protocol.Cancel(
+                    jid=record.jid,
+                    serial=record.serial,
+                    attempt=attempt,
+                    op_id=job.op.op_id,
+                    grace_secs=grace_secs,
+                )
+            )
+
+    def _grant(self, op: Op) -> None:
+        job = self.jobs.get(op.jid)
+        agent = self.agents.get(op.place.key)
+        if job is not None and agent is not None and agent.line is not None:
+            record = job.record
+            agent.line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
+
+    # -- rows that are to become entries and jobs
+
+    async def _read_ahead(self) -> None:
+        entries = self.scheduler.upcoming(READ_AHEAD)
+        await self.commits.durable()
+        await self.jobs.load_many(entry.jid for entry in entries)
+        for entry in entries:
+            if self.jobs.get(entry.jid) is None:
+                self.scheduler.remove(entry.user, entry.jid)
+        self.dispatch_soon()
+
+    async def _read_page(self, user: str, after: tuple[int, int] | None) -> None:
+        # rows of units that are not durable yet would be missed, and count as dropped by the scheduler
+        await self.commits.durable()
+        rows = await self.store.pending(user=user, after=after and (-after[0], after[1]), limit=PAGE)
+        entries = []
+        for row in rows:
+            spec = _decode_spec(row.spec)
+            environment = Environment(driver=row.driver, user=row.user, image=spec.image)
+            shape = Shape(row.driver, environment.key, spec.resources)
+            entries.append(Entry(-row.priority, row.seq, row.jid, row.user, shape))
+        self.scheduler.feed(user, entries, complete=len(rows) < PAGE)
+        self.dispatch_soon()
+
+    # -- what others ask
+
+    def why_pending(self, job: ComputeJob) -> tuple[Reason | None, str]:
+        """Why a queued job waits, now."""
+        if job.op is not None and job.op.waiting is not None:
+            return job.op.waiting.reason, job.op.waiting.text
+        shape = self.shape(job)
+        user = job.record.user
+        refusal = self._room(shape, user)
+        ahead = self.scheduler.ahead(user, (-job.fixed.priority, job.record.seq))
+        if ahead:
+            tail = f"; the next needs: {refusal.text}" if refusal else ""
+            return Reason.PRIORITY, f"{ahead} of your jobs are before it{tail}"
+        return (refusal.reason, refusal.text) if refusal else (job.record.reason, "its turn is next")
+
+    def check(self) -> None:
+        """Raise `AssertionError` if any slot was lost or kept (after tests, and on demand)."""
+        self.ops.check()
+        for pool in self.agents.pools.values():
+            pool.check()
+
+    def wake_agent(self, agent: Agent) -> None:
+        """The agent came, or the reason why it is away changed."""
+        self.ops.wake((Need.AGENT, agent.key))
+        self.dispatch_soon()
+
+    def status(self) -> dict[str, Any]:
+        """Counts for operators."""
+        return {
+            "epoch": self.store.epoch,
+            "jobs_in_memory": len(self.jobs),
+            "queued_in_memory": len(self.scheduler),
+            "degraded": self.store.degraded,
+        }

@@ -1,0 +1,88 @@
+"""A job as the API answers it (design 8): one place that turns records into JSON."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from .job import AttemptRecord, JobRecord
+from .reasons import Reason
+from .spec import JobSpec
+from .store.unit import EventRow, NewJob
+
+_decode_spec = msgspec.json.Decoder(JobSpec).decode
+
+
+def instant(at: int | None) -> str | None:
+    """Microseconds as ISO-8601 UTC."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def job_view(
+    record: JobRecord,
+    fixed: NewJob,
+    *,
+    spec: bool = True,
+    why: tuple[Reason | None, str] | None = None,
+) -> dict[str, Any]:
+    """The answer for one job. `why` replaces the stored reason of a job that waits."""
+    reason, situation = why or (record.reason, record.situation)
+    about = reason.about if reason else None
+    view: dict[str, Any] = {
+        "jid": record.jid,
+        "serial": record.serial,
+        "attempt": record.attempt,
+        "state": record.state,
+        "reason": reason,
+        "fault": about.fault if about else None,
+        "retryable": about.retryable if about else None,
+        "situation": situation,
+        "exit_code": record.exit_code,
+        "signal": record.signal,
+        "name": fixed.name,
+        "user": record.user,
+        "driver": fixed.driver,
+        "queue": fixed.queue,
+        "priority": fixed.priority,
+        "tags": {},
+        "run_dir": record.run_dir,
+        "agent": record.agent,
+        "progress": record.progress,
+        "usage": record.usage,
+        "stdout_bytes": record.stdout_bytes,
+        "stderr_bytes": record.stderr_bytes,
+        "created_at": instant(record.created_at),
+        "queued_at": instant(record.queued_at),
+        "started_at": instant(record.started_at),
+        "ended_at": instant(record.ended_at),
+        "version": record.version,
+    }
+    if fixed.spec:
+        view["tags"] = _decode_spec(fixed.spec).tags
+        if spec:
+            view["spec"] = msgspec.Raw(fixed.spec)
+    if record.original_jid is not None:
+        view["original_jid"] = record.original_jid
+    return view
+
+
+def attempt_view(attempt: AttemptRecord) -> dict[str, Any]:
+    """The answer for one attempt that is over."""
+    view: dict[str, Any] = msgspec.to_builtins(attempt)
+    view["started_at"], view["ended_at"] = instant(attempt.started_at), instant(attempt.ended_at)
+    return view
+
+
+def event_view(row: EventRow) -> dict[str, Any]:
+    """One line of the event stream."""
+    return {
+        "seq": row.seq,
+        "jid": row.jid,
+        "version": row.version,
+        "at": instant(row.at),
+        "kind": row.kind,
+        "state": row.state,
+        "data": msgspec.Raw(row.data),
+    }
