@@ -132,7 +132,7 @@ def _cut(messages: list[protocol.ToAgent]) -> list[list[protocol.ToAgent]]:
     for message in messages:
         weight = 300
         if isinstance(message, protocol.Run):
-            weight += 2 * len(message.spec)  # type: ignore[arg-type]
+            weight += 2 * len(message.spec)
         if size + weight > protocol.FRAME_TARGET_BYTES and parts[-1]:
             parts.append([])
             size = 0

@@ -35,9 +35,9 @@ class Commits:
 
     async def durable(self) -> None:
         """Return when everything written so far is durable."""
-        done = self._loop.create_future()
-        self.after(lambda: done.done() or done.set_result(None))
-        await done
+        done = asyncio.Event()
+        self.after(done.set)
+        await done.wait()
 
     def flush(self) -> None:
         """Hand the open unit to the store now."""
