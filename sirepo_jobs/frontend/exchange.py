@@ -36,7 +36,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 #: What of the supervisor's headers clients see.
 _PASSED_ON = {
-    name.lower(): name for name in ("Content-Type", "Content-Length", "Location", "Retry-After", "X-Attempt")
+    name.lower(): name
+    for name in (
+        "Content-Type",
+        "Content-Length",
+        "Location",
+        "Retry-After",
+        "X-Attempt",
+        "Idempotent-Replayed",
+        "X-Accel-Buffering",
+    )
 }
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",

@@ -13,7 +13,7 @@ CONTENT_TYPE = "application/problem+json"
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of every answer with a status of 400 and above."""
 
-    #: `about:blank` says: the status tells the kind, `code` tells which.
+    #: `urn:sirepo-jobs:problem:<code>`.
     type: str
     title: str
     status: int
@@ -43,8 +43,8 @@ def problem(error: Error, request_id: str) -> bytes:
     """The body that tells of `error`."""
     return _encode(
         Problem(
-            type="about:blank",
-            title=phrase(error.http_status),
+            type=f"urn:sirepo-jobs:problem:{error.code}",
+            title=error.code.replace("_", " "),
             status=error.http_status,
             code=error.code,
             detail=str(error),

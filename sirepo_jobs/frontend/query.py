@@ -92,12 +92,16 @@ def _states(text: str) -> str:
     return ",".join(_state(word.strip().lower()) for word in text.split(","))
 
 
+#: Beside the states themselves: words for all that are over, and all that are not.
+_STATES = frozenset({*State, "active", "final"})
+
+
 def _state(word: str) -> str:
     if word == "cancelled":
         word = "canceled"
-    if word not in set(State):
-        near = difflib.get_close_matches(word, list(State), 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(State)}"
+    if word not in _STATES:
+        near = difflib.get_close_matches(word, sorted(_STATES), 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(sorted(_STATES))}"
         raise BadInput(f"{word[:64]!r} is no state; {hint}")
     return word
 
@@ -111,7 +115,7 @@ def _text(most: int) -> Callable[[str], str]:
     return parse
 
 
-STATE = Parameter(_states, "only jobs in these states", many=True)
+STATE = Parameter(_states, "only jobs in these states; `active` and `final` stand for many", many=True)
 USER = Parameter(_text(100), "only jobs of this user")
 NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
 CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")

@@ -70,6 +70,9 @@ ROUTES: tuple[Route, ...] = (
         "One job; with `wait`, when it has changed",
         {"wait": query.WAIT, "version": query.VERSION},
     ),
+    Route("GET", "/api/v1/jobs/{jid}/attempts", Kind.FORWARD, Scope.JOBS_READ, "Executions of a job"),
+    Route("GET", "/api/v1/jobs/{jid}/events", Kind.FORWARD, Scope.JOBS_READ, "What happened to a job"),
+    Route("GET", "/api/v1/agents", Kind.FORWARD, Scope.JOBS_READ, "Agents that the caller may know of"),
     Route("POST", "/api/v1/jobs/{jid}/cancel", Kind.FORWARD, Scope.JOBS_CANCEL, "End a job"),
     Route(
         "GET",

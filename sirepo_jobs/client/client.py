@@ -1,0 +1,178 @@
+"""`Client`: the calls of the API as methods."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+from urllib.parse import quote
+
+import msgspec
+
+from sirepo_jobs.resources import parse_secs
+from sirepo_jobs.spec import JobSpec
+
+from .records import Event, Job, JobPage, Submitted, job_of
+from .streams import LogStream, server_events
+from .transport import READ_SECS, Transport
+from .where import Place, find
+
+Spec = JobSpec | Mapping[str, Any]
+#: One blocking query; longer waits ask again.
+_WAIT_SECS = 60.0
+
+
+class Client(AbstractContextManager["Client"]):
+    """The service, for one user. Errors are those of `sirepo_jobs.errors`, with the server's sentence.
+
+    While the service is away a call is tried again for `patience_secs`, then raises `Unavailable`.
+    Streams and waits count from the last thing that worked.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, patience_secs: float = 30.0, ca_certs: str | None = None
+    ) -> None:
+        """`ca_certs` names a file with the certificates to trust instead of the system's."""
+        self._start(Place(lambda: url.rstrip("/"), token), patience_secs, ca_certs)
+
+    def _start(self, place: Place, patience_secs: float, ca_certs: str | None) -> None:
+        self.transport = Transport(place, patience_secs=patience_secs, ca_certs=ca_certs)
+
+    @classmethod
+    def from_environment(
+        cls,
+        root: str | Path | None = None,
+        *,
+        url: str | None = None,
+        token_file: str | Path | None = None,
+        patience_secs: float = 30.0,
+        ca_certs: str | None = None,
+    ) -> Self:
+        """The client for what the arguments name.
+
+        Else for `SIREPO_JOBS_URL` with `SIREPO_JOBS_TOKEN_FILE` or `SIREPO_JOBS_TOKEN`, else for the
+        service that was started in the root (`$SIREPO_JOBS_ROOT`, or the user's own).
+        """
+        client = cls.__new__(cls)
+        client._start(find(root=root, url=url, token_file=token_file), patience_secs, ca_certs)
+        return client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; safe to repeat."""
+        self.transport.close()
+
+    @overload
+    def submit(self, spec: Spec, *, idempotency_key: str | None = None) -> Submitted: ...
+
+    @overload
+    def submit(self, spec: Sequence[Spec], *, idempotency_key: str | None = None) -> list[Submitted]: ...
+
+    def submit(
+        self, spec: Spec | Sequence[Spec], *, idempotency_key: str | None = None
+    ) -> Submitted | list[Submitted]:
+        """Hand in one job, or many that are accepted together or not at all.
+
+        When it returns, the jobs are durable. It may be repeated with the same `idempotency_key`
+        (one is made up for each call) and the jobs exist once.
+
+            client.submit({"command": ["lmp", "-in", "in.melt"], "resources": {"cpus": 2}})
+        """
+        batch = not isinstance(spec, JobSpec | Mapping)
+        answer = self.transport.call(
+            "POST",
+            "/api/v1/jobs",
+            body=msgspec.json.encode({"jobs": spec} if batch else spec),
+            headers={"Idempotency-Key": idempotency_key or secrets.token_urlsafe(18)},
+        )
+        if batch:
+            return msgspec.convert(answer["jobs"], list[Submitted])
+        return msgspec.convert(answer, Submitted)
+
+    def get(self, jid: str, *, wait: float | str | None = None, version: int | None = None) -> Job:
+        """One job; with `wait` and `version` as soon as its version is above `version`."""
+        wait_secs = parse_secs(wait) if wait is not None else 0.0
+        params = {"wait": f"{wait_secs:g}s" if wait is not None else None, "version": version}
+        return job_of(self.transport.call("GET", _path(jid), params, read_secs=READ_SECS + wait_secs))
+
+    def jobs(
+        self,
+        *,
+        state: str | Iterable[str] = (),
+        user: str | None = None,
+        name_prefix: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """Jobs, newest first, page after page; `active` and `final` stand for all such states."""
+        states = state if isinstance(state, str) else ",".join(state)
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            page = msgspec.convert(
+                self.transport.call(
+                    "GET",
+                    "/api/v1/jobs",
+                    {
+                        "state": states,
+                        "user": user,
+                        "name_prefix": name_prefix,
+                        "cursor": cursor,
+                        "limit": min(left, 1000) if left is not None else 200,
+                    },
+                ),
+                JobPage,
+            )
+            yield from map(job_of, page.jobs)
+            cursor = page.next_cursor
+            if left is not None:
+                left -= len(page.jobs)
+            if cursor is None:
+                return
+
+    def cancel(self, jid: str) -> Job:
+        """Ask a job to end; asking again, or too late, changes nothing."""
+        return job_of(self.transport.call("POST", f"{_path(jid)}/cancel", body=b""))
+
+    def wait(self, jid: str, *, timeout: float | str | None = None) -> Job:
+        """The job when it has ended. Raises `TimeoutError` after `timeout`; the job goes on."""
+        deadline = None if timeout is None else monotonic() + parse_secs(timeout)
+        job = self.get(jid)
+        while not job.ended:
+            left = _WAIT_SECS if deadline is None else min(deadline - monotonic(), _WAIT_SECS)
+            if left <= 0:
+                raise TimeoutError(f"job {jid} is still {job.state}")
+            job = self.get(jid, wait=left, version=job.version)
+        return job
+
+    def logs(
+        self,
+        jid: str,
+        stream: Literal["stdout", "stderr"] = "stdout",
+        *,
+        offset: int = 0,
+        attempt: int | None = None,
+        follow: bool = False,
+    ) -> LogStream:
+        """The job's output as it is, from byte `offset` on; with `follow` until the attempt has ended.
+
+        After a broken connection it goes on at the next byte of the same attempt: every byte comes
+        once. A job that has not started has no output; with `follow` its start is waited for.
+        """
+        return LogStream(self.transport, f"{_path(jid)}/logs/{stream}", offset, attempt, follow)
+
+    def events(self, after: int | None = None) -> Iterator[Event]:
+        """What happens to jobs, without end: everything after `after`, or from now on.
+
+        After a broken connection it goes on after the last event that it gave.
+        """
+        return server_events(self.transport, after)
+
+
+def _path(jid: str) -> str:
+    return f"/api/v1/jobs/{quote(jid, safe='')}"

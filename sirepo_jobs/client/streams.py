@@ -1,0 +1,142 @@
+"""Streams that go on where they were cut: log bytes by offset, events by sequence number."""
+
+from collections.abc import Generator, Iterator
+
+import msgspec
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
+
+from sirepo_jobs.errors import Error, Unavailable
+
+from .records import Event
+from .transport import Patience, Transport
+
+_PIECE_BYTES = 256 << 10
+#: A silent follower asks again after so long, in case the other side is gone without a word.
+_SILENCE_SECS = 300.0
+#: Events come with signs of life in between.
+_EVENT_SILENCE_SECS = 60.0
+#: A line that is longer is no event of ours.
+_MAX_EVENT_BYTES = 4 << 20
+
+
+class LogStream(Iterator[bytes]):
+    """The output of one attempt from an offset on, each byte once, over as many connections as it takes."""
+
+    def __init__(
+        self, transport: Transport, path: str, offset: int, attempt: int | None, follow: bool
+    ) -> None:
+        #: Of the byte that comes next.
+        self.offset = offset
+        #: The attempt that is read; None until the server has told, or when there is none.
+        self.attempt = attempt
+        self._transport = transport
+        self._path = path
+        self._follow = follow
+        self._pieces = self._read()
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Hang up; safe to repeat."""
+        self._pieces.close()
+
+    def _read(self) -> Generator[bytes, None, None]:
+        patience = Patience(self._transport.patience_secs)
+        while True:
+            try:
+                response = self._open()
+            except Unavailable as exc:
+                if self._follow and exc.code == "timeout":
+                    continue  # a job may wait for hours before it says its first word
+                patience.pause(exc, getattr(exc, "retry_after", None))
+                continue
+            # From now on this attempt: another one has other bytes at the same offsets.
+            told = response.headers.get("X-Attempt", "")
+            if told.isdecimal() and int(told) > 0:
+                self.attempt = int(told)
+            try:
+                for piece in response.stream(_PIECE_BYTES, decode_content=False):
+                    if piece:
+                        patience.refill()
+                        self.offset += len(piece)
+                        yield piece
+                return
+            except ReadTimeoutError:
+                patience.refill()  # silence is no fault; ask again, lest the other side is gone
+            except HTTPError as exc:
+                why = Unavailable(f"the stream broke at byte {self.offset}: {exc}", code="unreachable")
+                patience.pause(why)
+            finally:
+                response.close()
+
+    def _open(self) -> BaseHTTPResponse:
+        params = {
+            "offset": self.offset or None,
+            "attempt": self.attempt,
+            "follow": 1 if self._follow else None,
+        }
+        return self._transport.once("GET", self._path, params, read_secs=_SILENCE_SECS)
+
+
+def server_events(transport: Transport, after: int | None) -> Iterator[Event]:
+    """Events, each once and in order."""
+    patience = Patience(transport.patience_secs)
+    while True:
+        try:
+            response = transport.once(
+                "GET",
+                "/api/v1/events",
+                {"after": after},
+                headers={"Accept": "text/event-stream"},
+                read_secs=_EVENT_SILENCE_SECS,
+            )
+        except Unavailable as exc:
+            patience.pause(exc, getattr(exc, "retry_after", None))
+            continue
+        try:
+            for seq, data in parse_events(response.stream(_PIECE_BYTES, decode_content=False)):
+                patience.refill()
+                after = seq if seq is not None else after
+                if data:
+                    yield _event(data, after)
+        except HTTPError as exc:
+            patience.pause(Unavailable(f"the event stream broke: {exc}", code="unreachable"))
+        else:
+            patience.pause(Unavailable("the event stream ended", code="unreachable"))
+        finally:
+            response.close()
+
+
+def parse_events(pieces: Iterator[bytes]) -> Iterator[tuple[int | None, bytes]]:
+    """`(id, data)` of each server-sent event; comments are passed over.
+
+    >>> list(parse_events(iter([b": hi\\n\\nid: 7\\nda", b"ta: {}\\n\\n"])))
+    [(7, b'{}')]
+    """
+    rest = b""
+    seq: int | None = None
+    data: list[bytes] = []
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_EVENT_BYTES:
+            raise Error("the event stream holds a line without an end", code="bad_answer")
+        for line in lines:
+            field, _, value = line.rstrip(b"\r").partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"id" and value.isdigit():
+                seq = int(value)
+            elif field == b"data":
+                data.append(value)
+            elif not field and not value and (seq is not None or data):
+                yield seq, b"\n".join(data)
+                seq, data = None, []
+
+
+def _event(data: bytes, seq: int | None) -> Event:
+    try:
+        event = msgspec.json.decode(data, type=Event)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Error("the server's event cannot be read", code="bad_answer") from None
+    return event if event.seq or seq is None else msgspec.structs.replace(event, seq=seq)
