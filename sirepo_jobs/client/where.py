@@ -37,6 +37,8 @@ def find(
     # A root that is named on the spot counts more than an address that lies in the environment.
     url = url or (None if root else environ.get("SIREPO_JOBS_URL")) or None
     token_file = token_file or environ.get("SIREPO_JOBS_TOKEN_FILE")
+    if not url:
+        url_of(home)  # better to hear now that nothing was ever started than that there is no token
     return Place(_steady(url) if url else lambda: url_of(home), _token(home, url, token_file, environ))
 
 

@@ -1,0 +1,220 @@
+"""`ps`, `show`, `wait`, `cancel`: looking at jobs, and ending them."""
+
+import shlex
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import click
+from click.shell_completion import CompletionItem
+
+from sirepo_jobs.client import Client, Job, exit_status
+from sirepo_jobs.errors import Error
+from sirepo_jobs.resources import format_bytes, format_secs
+
+from . import render
+from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
+from .trouble import EXIT_INTERRUPTED, EXIT_TEMPORARY, Trouble, tell
+from .trouble import exit_status as error_status
+
+
+def complete_jid(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of jobs for the shell; none rather than an error."""
+    try:
+        here = ctx.find_object(Surroundings) or Surroundings()
+        jobs = list(here.client(patience_secs=0).jobs(limit=200))
+    except Error:
+        return []
+    return [
+        CompletionItem(job.jid, help=f"{job.state} {render.safe(job.name)}")
+        for job in jobs
+        if job.jid.startswith(incomplete)
+    ]
+
+
+@click.command("ps")
+@click.option("--all", "-a", "everything", is_flag=True, help="Also jobs that have ended.")
+@click.option("--state", metavar="STATE[,STATE]", help="Only jobs in these states.")
+@click.option("--name-prefix", metavar="TEXT", help="Only jobs whose name begins so.")
+@click.option("--user", help="Only jobs of this user.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(min=1), default=100, show_default=True, help="Jobs at most."
+)
+@options
+@click.pass_obj
+def ps_command(
+    here: Surroundings,
+    everything: bool,
+    state: str | None,
+    name_prefix: str | None,
+    user: str | None,
+    limit: int,
+) -> int:
+    """List jobs, newest first: those that have not ended, or all with -a."""
+    states = state or ("" if everything else "active")
+    jobs = here.client().jobs(state=states, user=user, name_prefix=name_prefix, limit=limit)
+    if here.output == "jsonl":
+        render.to_json_lines(job.raw for job in jobs)
+    elif here.output == "json":
+        render.to_json([job.raw for job in jobs])
+    else:
+        now = datetime.now(UTC)
+        render.table(
+            ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS"),
+            (
+                (
+                    job.jid,
+                    job.name or "-",
+                    job.state,
+                    job.reason or _exit_text(job) or "-",
+                    _span(job.created_at, now),
+                    _span(job.started_at, job.ended_at or now),
+                    f"{job.percent:.0f}%" if job.percent is not None else "-",
+                )
+                for job in jobs
+            ),
+        )
+    return 0
+
+
+@click.command("show")
+@click.argument("jid", shell_complete=complete_jid)
+@options
+@click.pass_obj
+def show_command(here: Surroundings, jid: str) -> int:
+    """Everything there is to know about a job."""
+    job = here.client().get(jid)
+    if here.json:
+        (render.to_json if here.output == "json" else lambda raw: render.to_json_lines([raw]))(job.raw)
+    else:
+        render.fields(summary(job, datetime.now(UTC)))
+    return 0
+
+
+@click.command("wait")
+@click.argument("jids", nargs=-1, required=True, metavar="JID...", shell_complete=complete_jid)
+@click.option("--timeout", metavar="TIME", help="Give up after so long, with exit status 75.")
+@click.option(
+    "--exit-status/--no-exit-status", "as_job", default=True, help="Exit as the jobs did (default)."
+)
+@options
+@click.pass_obj
+def wait_command(here: Surroundings, jids: tuple[str, ...], timeout: str | None, as_job: bool) -> int:
+    """Wait until jobs have ended; exits as the job did, of several with the highest status.
+
+    Ctrl-C stops the waiting, never the jobs.
+    """
+    client = here.client(LONG_PATIENCE_SECS)
+    try:
+        jobs = list(_ended(client, jids, timeout))
+    except TimeoutError as exc:
+        tell(here, Trouble("timeout", str(exc), "it goes on; wait for it again"))
+        return EXIT_TEMPORARY
+    except KeyboardInterrupt:
+        click.echo("\nthe jobs go on; `sirepo-jobs cancel` ends one", err=True)
+        return EXIT_INTERRUPTED
+    if here.output == "json":
+        render.to_json([job.raw for job in jobs])
+    elif here.output == "jsonl":
+        render.to_json_lines(job.raw for job in jobs)
+    else:
+        for job in jobs:
+            print(render.safe(" ".join(filter(None, (job.jid, job.state, _exit_text(job), job.reason)))))
+    return max(map(exit_status, jobs)) if as_job else 0
+
+
+def _ended(client: Client, jids: Iterable[str], timeout: str | None) -> Iterable[Job]:
+    from time import monotonic
+
+    from sirepo_jobs.resources import parse_secs
+
+    deadline = monotonic() + parse_secs(timeout) if timeout is not None else None
+    for jid in jids:
+        yield client.wait(jid, timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+
+
+@click.command("cancel")
+@click.argument("jids", nargs=-1, required=True, metavar="JID...", shell_complete=complete_jid)
+@options
+@click.pass_obj
+def cancel_command(here: Surroundings, jids: tuple[str, ...]) -> int:
+    """End jobs: TERM to all of their processes, KILL to what is left after the grace time."""
+    client = here.client()
+    status = 0
+    answers = []
+    for jid in jids:
+        try:
+            answers.append(client.cancel(jid))
+        except Error as exc:  # the others are ended all the same
+            tell(here, Trouble.of_error(exc))
+            status = max(status, error_status(exc))
+    if here.output == "json":
+        render.to_json([job.raw for job in answers])
+    elif here.output == "jsonl":
+        render.to_json_lines(job.raw for job in answers)
+    else:
+        for job in answers:
+            print(render.safe(f"{job.jid} {job.state}"))
+    return status
+
+
+def summary(job: Job, now: datetime) -> list[tuple[str, str]]:
+    """The pairs of `show`, in reading order; what is not known is empty."""
+    spec = job.spec or {}
+    fault = f" (fault: {job.fault})" if job.fault else ""
+    usage = job.usage or {}
+    return [
+        ("job", job.jid),
+        ("name", job.name),
+        ("command", shlex.join(map(str, spec.get("command", ())))),
+        ("state", job.state),
+        ("reason", f"{job.reason}{fault}" if job.reason else ""),
+        ("situation", job.situation),
+        ("exit", _exit_text(job)),
+        ("attempt", str(job.attempt) if job.attempt else ""),
+        ("progress", _progress_text(job)),
+        ("user", job.user),
+        ("driver", job.driver),
+        ("agent", job.agent or ""),
+        ("queue", f"{job.queue}, priority {job.priority}" if job.queue else ""),
+        ("tags", ", ".join(f"{name}={value}" for name, value in job.tags.items())),
+        ("created", render.instant(job.created_at)),
+        ("started", render.instant(job.started_at)),
+        ("ended", render.instant(job.ended_at)),
+        ("waited", _span(job.created_at, job.started_at or job.ended_at or now)),
+        ("ran", _span(job.started_at, job.ended_at or now) if job.started_at else ""),
+        ("cpu time", _cpu_text(usage)),
+        ("memory", format_bytes(usage["max_rss"]) + " at most" if usage.get("max_rss") else ""),
+        ("run dir", job.run_dir or ""),
+    ]
+
+
+def _cpu_text(usage: dict[str, float]) -> str:
+    if not usage:
+        return ""
+    user, system = usage.get("user_secs", 0.0), usage.get("system_secs", 0.0)
+    return f"{format_secs(user + system)} ({format_secs(user)} user, {format_secs(system)} system)"
+
+
+def _progress_text(job: Job) -> str:
+    if not job.progress:
+        return ""
+    rest = ", ".join(f"{k}={v}" for k, v in job.progress.items() if k != "percent_complete")
+    percent = f"{job.percent:.0f}%" if job.percent is not None else ""
+    return "  ".join(filter(None, (percent, rest)))
+
+
+def _exit_text(job: Job) -> str:
+    if job.signal is not None:
+        import signal
+
+        try:
+            return f"signal {job.signal} ({signal.Signals(job.signal).name})"
+        except ValueError:
+            return f"signal {job.signal}"
+    return f"exit {job.exit_code}" if job.exit_code is not None else ""
+
+
+def _span(start: datetime | None, end: datetime | None) -> str:
+    if start is None or end is None:
+        return "-"
+    return format_secs(max((end - start).total_seconds(), 0.0))
