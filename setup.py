@@ -47,7 +47,9 @@ setup(
     packages=[
         "sirepo_jobs",
         "sirepo_jobs.agents",
+        "sirepo_jobs.api",
         "sirepo_jobs.cli",
+        "sirepo_jobs.client",
         "sirepo_jobs.drivers",
         "sirepo_jobs.frontend",
         "sirepo_jobs.store",

@@ -1,0 +1,32 @@
+"""The supervisor's door for the front end: HTTP on a unix socket, one request, one answer (SIR-01)."""
+
+from typing import Any
+
+from tornado.web import RequestHandler
+
+from .handler import House
+from .jobs import Attempts, Job, JobEvents, Jobs, Verb
+from .service import Agents, Health, Stats, StopAgents
+from .streams import Events, Logs
+
+__all__ = ["House", "routes"]
+
+
+def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+    """Tornado's table of this door."""
+    jid = r"([A-Za-z0-9_.-]{1,100})"
+    table: list[tuple[str, type[RequestHandler]]] = [
+        (r"/api/v1/jobs", Jobs),
+        (rf"/api/v1/jobs/{jid}", Job),
+        (rf"/api/v1/jobs/{jid}/(cancel|hold|release|retry)", Verb),
+        (rf"/api/v1/jobs/{jid}/attempts", Attempts),
+        (rf"/api/v1/jobs/{jid}/events", JobEvents),
+        (rf"/api/v1/jobs/{jid}/logs/(stdout|stderr)", Logs),
+        (r"/api/v1/events", Events),
+        (r"/api/v1/agents", Agents),
+        (r"/api/v1/agents/stop", StopAgents),
+        (r"/api/v1/stats", Stats),
+        (r"/healthz", Health),
+        (r"/readyz", Health),
+    ]
+    return [(path, handler, {"house": house}) for path, handler in table]

@@ -1,0 +1,150 @@
+"""What every route of the supervisor's door has in common: who asks, what is answered, how errors look.
+
+The front end has authenticated, authorised and validated; this door believes it, because it knows the
+shared secret, and answers with the user's jobs only.
+"""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import msgspec
+from tornado.iostream import StreamClosedError
+from tornado.web import RequestHandler
+
+from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized
+from sirepo_jobs.intake import Intake
+from sirepo_jobs.job import State
+from sirepo_jobs.supervisor import Supervisor
+from sirepo_jobs.views import job_view
+
+encode = msgspec.json.Encoder().encode
+
+
+class House:
+    """What the handlers need; one per process."""
+
+    def __init__(self, supervisor: Supervisor, secret: str) -> None:
+        self.supervisor = supervisor
+        self.intake = Intake(supervisor)
+        self.secret = secret.encode()
+
+
+class Handler(RequestHandler):
+    """Common to all routes: who asks, and how errors are answered."""
+
+    user: str
+    is_admin: bool
+    #: What is being streamed, while something is.
+    _stream: asyncio.Task[None] | None = None
+
+    def initialize(self, house: House) -> None:
+        """Called by Tornado with the arguments of the route."""
+        self.house = house
+        self.supervisor = house.supervisor
+
+    def prepare(self) -> None:
+        """Deny by default: only who knows the secret gets any further (S1, SIR-03)."""
+        scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or not hmac.compare_digest(secret.encode(), self.house.secret):
+            raise Unauthorized("the supervisor answers its front end only")
+        self.user = self.request.headers.get("X-User", "")
+        self.is_admin = self.request.headers.get("X-Role") == "admin"
+        if not self.user:
+            raise Unauthorized("the front end named no user")
+
+    def answer(self, body: Any, status: int = 200) -> None:
+        """Finish with a JSON body."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(encode(body))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Every error is a problem (RFC 9457); what we did not foresee says no more than that (S63)."""
+        exc = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(exc, Error):
+            status_code, code, detail = exc.http_status, exc.code, str(exc)
+        else:
+            code, detail = f"http_{status_code}", self._reason
+        problem: dict[str, Any] = {
+            "type": f"urn:sirepo-jobs:problem:{code}",
+            "title": code.replace("_", " "),
+            "status": status_code,
+            "code": code,
+            "detail": detail,
+            "request_id": self.request.headers.get("X-Request-Id", ""),
+        }
+        if isinstance(exc, BadInput) and exc.pointer:
+            problem["pointer"] = exc.pointer
+        self.set_status(status_code)
+        if status_code == 503:
+            self.set_header("Retry-After", "1")
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(encode(problem))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Foreseen errors are answers, not incidents."""
+        if not isinstance(value, Error):
+            super().log_exception(typ, value, tb)
+
+    # -- helpers
+
+    async def job(self, jid: str) -> ComputeJob:
+        """The job, if the caller may see it; a foreign one is as missing as a missing one (S4)."""
+        job = await self.supervisor.jobs.load(jid)
+        if job is None or not (self.is_admin or job.record.user == self.user):
+            raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
+        return job
+
+    @contextlib.contextmanager
+    def pinned(self, job: ComputeJob) -> Iterator[None]:
+        """Keep the job in memory while a request looks at it."""
+        job.pins += 1
+        try:
+            yield
+        finally:
+            job.pins -= 1
+            self.supervisor.jobs.release(job)
+
+    def view(self, job: ComputeJob, *, spec: bool = True) -> dict[str, Any]:
+        """The job as it stands, with the reason why it waits if it does."""
+        why = self.supervisor.why_pending(job) if job.record.state is State.PENDING else None
+        return job_view(job.record, job.fixed, spec=spec, why=why)
+
+    def number(self, name: str, default: int | None = None, *, high: int = 1 << 62) -> int | None:
+        """A whole number of the query, or `default`."""
+        text = self.get_query_argument(name, "")
+        if not text:
+            return default
+        if not text.isdecimal() or not text.isascii() or int(text) > high:
+            raise BadInput(f"{name}={text[:32]!r} is not a whole number up to {high}")
+        return int(text)
+
+    def flag(self, name: str) -> bool:
+        """A yes/no of the query."""
+        return self.get_query_argument(name, "").lower() in ("1", "true", "yes")
+
+    async def send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
+        """Stream chunks at the reader's pace; a reader that leaves ends the stream, and nothing else."""
+        self._stream = asyncio.create_task(self._send(chunks))
+        await asyncio.wait({self._stream})
+        if not self._stream.cancelled():
+            self._stream.result()
+            self.finish()
+
+    async def _send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
+        async with contextlib.aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    self.write(bytes(chunk))
+                    await self.flush()
+            except StreamClosedError:
+                raise asyncio.CancelledError from None
+
+    def on_connection_close(self) -> None:
+        """The reader left."""
+        if self._stream is not None:
+            self._stream.cancel()

@@ -1,0 +1,182 @@
+"""Jobs: create, list, look at, wait for, tell what to do."""
+
+import asyncio
+import base64
+import contextlib
+
+import msgspec
+from msgspec import Struct
+
+from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.errors import BadInput, Conflict, NotFound
+from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsked
+from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
+from sirepo_jobs.lifecycle import Illegal
+from sirepo_jobs.reasons import Reason
+from sirepo_jobs.resources import parse_secs
+from sirepo_jobs.spec import JobSpec
+from sirepo_jobs.store import JobQuery
+from sirepo_jobs.views import attempt_view, event_view, job_view
+
+from .handler import Handler
+
+MAX_WAIT_SECS = 300.0
+MAX_PAGE = 1000
+
+
+class Submission(Struct, frozen=True):
+    """What the front end forwards of a `POST /jobs`: specs that it has checked."""
+
+    jobs: list[JobSpec]
+    batch: bool = False
+
+
+_decode_submission = msgspec.json.Decoder(Submission).decode
+
+
+class Jobs(Handler):
+    """`/jobs`: create, list."""
+
+    async def post(self) -> None:
+        """One or many new jobs; durable when answered."""
+        try:
+            submission = _decode_submission(self.request.body)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise BadInput(f"not a submission of the front end: {exc}") from None
+        key = self.request.headers.get("Idempotency-Key")
+        records, made = await self.house.intake.submit(self.user, submission.jobs, key)
+        answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
+        if not made:
+            self.set_header("Idempotent-Replayed", "true")
+        if not submission.batch:
+            self.set_header("Location", f"/api/v1/jobs/{records[0].jid}")
+        self.answer({"jobs": answers} if submission.batch else answers[0], 201)
+
+    async def get(self) -> None:
+        """A page of jobs, newest first; never carries specs or logs."""
+        limit = min(self.number("limit", 100) or 100, MAX_PAGE)
+        query = JobQuery(
+            user=self._whose(),
+            states=self._states(),
+            name_prefix=self.get_query_argument("name_prefix", "") or None,
+            before_seq=_open_cursor(self.get_query_argument("cursor", "")),
+            limit=limit + 1,
+            with_spec=True,
+        )
+        rows = await self.supervisor.store.list_jobs(query)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        views = []
+        for row in rows:
+            job = self.supervisor.jobs.get(row.record.jid)
+            waits = job is not None and job.record.state is State.PENDING is row.record.state
+            why = self.supervisor.why_pending(job) if job is not None and waits else None
+            views.append(job_view(row.record, row.fixed, spec=False, why=why))
+        cursor = _cursor(rows[-1].record.seq) if more else None
+        self.answer({"jobs": views, "next_cursor": cursor})
+
+    def _whose(self) -> str | None:
+        wanted = self.get_query_argument("user", "") or None
+        if self.is_admin:
+            return wanted
+        if wanted is not None and wanted != self.user:
+            raise NotFound("there are no such jobs", code="job_not_found")
+        return self.user
+
+    def _states(self) -> list[State]:
+        names = [n for part in self.get_query_arguments("state") for n in part.split(",") if n]
+        states = set()
+        for name in names:
+            if name == "active":
+                states |= {State.INACTIVE, State.PENDING, State.HELD, *HELD_BY_AGENT}
+            elif name == "final":
+                states |= FINAL
+            else:
+                try:
+                    states.add(State(name.replace("cancelled", "canceled")))
+                except ValueError:
+                    known = ", ".join([*State, "active", "final"])
+                    raise BadInput(f"state={name[:32]!r} is no state; there are: {known}") from None
+        return sorted(states)
+
+
+class Job(Handler):
+    """`/jobs/{jid}`: one job; with `wait` and `version` a blocking query."""
+
+    async def get(self, jid: str) -> None:
+        """The job as soon as its version is above `version`, or `wait` is over."""
+        job = await self.job(jid)
+        version = self.number("version")
+        wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
+        with self.pinned(job):
+            if job.seen < job.record.version:
+                await job.change(job.record.version - 1)  # show nothing that is not durable
+            if version is not None and wait_secs:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_secs):
+                        await job.change(version)
+            self.answer(self.view(job))
+
+
+class Verb(Handler):
+    """`/jobs/{jid}/cancel`, `hold`, `release`, `retry`."""
+
+    async def post(self, jid: str, verb: str) -> None:
+        """Ask it of the job; asking again changes nothing (SIR-23). 409 where the job's state forbids it."""
+        job = await self.job(jid)
+        with self.pinned(job):
+            try:
+                self.supervisor.tell(job, self._event(job, verb))
+            except Illegal:
+                raise Conflict(f"a job that is {job.record.state} cannot be told to {verb}") from None
+            await self.supervisor.commits.durable()
+            self.answer(self.view(job))
+
+    def _event(self, job: ComputeJob, verb: str) -> Event:
+        at, by = self.supervisor.now(), self.user
+        match verb:
+            case "hold":
+                return HoldAsked(at=at, by=by)
+            case "release":
+                return Released(at=at, by=by)
+            case "retry":
+                return RetryAsked(at=at, by=by)
+        own = job.record.user == by
+        return CancelAsked(at=at, by=by, reason=Reason.CANCELED_BY_USER if own else Reason.CANCELED_BY_ADMIN)
+
+
+class Attempts(Handler):
+    """`/jobs/{jid}/attempts`."""
+
+    async def get(self, jid: str) -> None:
+        """Every execution that is over, and the one that is not."""
+        job = await self.job(jid)
+        await self.supervisor.commits.durable()
+        attempts = await self.supervisor.store.attempts(job.jid)
+        self.answer({"attempts": [attempt_view(attempt) for attempt in attempts]})
+
+
+class JobEvents(Handler):
+    """`/jobs/{jid}/events`."""
+
+    async def get(self, jid: str) -> None:
+        """What happened to the job, in order."""
+        job = await self.job(jid)
+        await self.supervisor.commits.durable()
+        rows = await self.supervisor.store.events(after=0, limit=10_000, jid=job.jid)
+        self.answer({"events": [event_view(row) for row in rows]})
+
+
+def _cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(b"%d" % seq).decode().rstrip("=")
+
+
+def _open_cursor(cursor: str) -> int | None:
+    if not cursor:
+        return None
+    try:
+        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        raise BadInput(
+            f"cursor={cursor[:32]!r} is not one of ours; use `next_cursor` of the last page"
+        ) from None

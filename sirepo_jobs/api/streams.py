@@ -1,0 +1,107 @@
+"""What flows: output as bytes at offsets, and events as they happen."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.errors import NotFound
+from sirepo_jobs.job import FINAL, State
+from sirepo_jobs.views import event_view
+
+from .handler import Handler, encode
+
+#: A comment line on a silent event stream, so that proxies keep it open (F070).
+KEEP_ALIVE_SECS = 15.0
+
+
+class Logs(Handler):
+    """`/jobs/{jid}/logs/{stream}`: bytes at offsets, as they are."""
+
+    async def get(self, jid: str, stream: Literal["stdout", "stderr"]) -> None:
+        """The bytes from `offset`; with `follow` until the attempt has ended and everything is sent."""
+        job = await self.job(jid)
+        offset = self.number("offset", 0) or 0
+        limit = self.number("limit")
+        follow = self.flag("follow")
+        with self.pinned(job):
+            if follow and not self.get_query_argument("attempt", ""):
+                while job.record.started_at is None and job.record.state not in FINAL:
+                    await job.change(job.record.version)
+            attempt = self.number("attempt", job.record.attempt) or 0
+            self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("X-Attempt", str(attempt))
+            where = await self._where(job, attempt)
+            if where is None:
+                self.finish()
+                return
+            run_dir, agent_name = where
+            agent = self.supervisor.agents.get(agent_name) or self.supervisor.agents.at(
+                self.supervisor.environment(job)
+            )
+            self.set_header("X-Accel-Buffering", "no")
+            await self.flush()
+            await self.send(
+                self.supervisor.readings.read(
+                    job,
+                    run_dir=run_dir,
+                    attempt=attempt,
+                    agent=agent,
+                    stream=stream,
+                    offset=offset,
+                    limit=limit,
+                    follow=follow and attempt == job.record.attempt,
+                )
+            )
+
+    async def _where(self, job: ComputeJob, attempt: int) -> tuple[str, str] | None:
+        """Run dir and agent of an attempt; None while there is nothing to read."""
+        record = job.record
+        if not 0 <= attempt <= record.attempt:
+            raise NotFound(
+                f"job {record.jid} has {record.attempt} attempts, not {attempt}", code="no_such_attempt"
+            )
+        if attempt == 0:
+            return None
+        if attempt == record.attempt and record.state is not State.PENDING:
+            if record.started_at is None:
+                return None
+            return (record.run_dir, record.agent) if record.run_dir and record.agent else None
+        await self.supervisor.commits.durable()
+        for row in await self.supervisor.store.attempts(record.jid):
+            if row.attempt == attempt and row.run_dir and row.agent and row.started_at is not None:
+                return row.run_dir, row.agent
+        return None
+
+
+class Events(Handler):
+    """`/events`: server-sent events, resumable."""
+
+    async def get(self) -> None:
+        """Every event after `after` (or `Last-Event-ID`) that the caller may see, then the new ones."""
+        last = self.request.headers.get("Last-Event-ID", "")
+        after = self.number("after", int(last) if last.isdecimal() and len(last) < 19 else None)
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("X-Accel-Buffering", "no")
+        self.write(b": hello\n\n")
+        await self.flush()
+        start = self.supervisor.events.last if after is None else after
+        await self.send(self._lines(start))
+
+    async def _lines(self, after: int) -> AsyncGenerator[bytes, None]:
+        rows = self.supervisor.events.follow(after, user=None if self.is_admin else self.user)
+        async with contextlib.aclosing(rows) as flow:
+            pending = asyncio.ensure_future(anext(flow))
+            try:
+                while True:
+                    done, _ = await asyncio.wait({pending}, timeout=KEEP_ALIVE_SECS)
+                    if not done:
+                        yield b": still here\n\n"
+                        continue
+                    row = pending.result()
+                    pending = asyncio.ensure_future(anext(flow))
+                    yield b"id: %d\nevent: job\ndata: %s\n\n" % (row.seq, encode(event_view(row)))
+            finally:
+                pending.cancel()
+                await asyncio.gather(pending, return_exceptions=True)
