@@ -1,0 +1,137 @@
+"""The network side of an agent: connects out, and again for ever, while there is something to tell."""
+
+import asyncio
+import os
+import random
+import ssl
+import sys
+import time
+from contextlib import suppress
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from sirepo_jobs.agents import process
+from sirepo_jobs.agents.attempts import Attempts
+from sirepo_jobs.agents.lane import Lane
+from sirepo_jobs.agents.link import Link
+from sirepo_jobs.agents.run_files import RunFiles
+from sirepo_jobs.agents.session import Session
+from sirepo_jobs.agents.words import FromRelay, ToRelay
+from sirepo_jobs.driver import AgentSpec
+from sirepo_jobs.errors import RemoteError
+from sirepo_jobs.protocol import MAX_MESSAGE_BYTES, Stop
+
+#: Back-off between connections, with full jitter.
+FIRST_SECS: Final = 0.05
+LAST_SECS: Final = 5.0
+#: Without a supervisor for so long, an agent that holds nothing ends.
+ORPHAN_SECS: Final = 600.0
+PING_SECS: Final = 20
+PONG_SECS: Final = 10
+#: The supervisor closes with these when our token is not, or no longer, good.
+REFUSED: Final = (4401, 4403)
+
+
+class Agent:
+    """The network side; it holds nothing that may not be lost."""
+
+    def __init__(self, spec: AgentSpec, lane: Lane) -> None:
+        self._spec = spec
+        self._attempts = Attempts(RunFiles(spec.run_root))
+        self._link = Link(lane, self._hear)
+        self._session: Session | None = None
+
+    async def run(self) -> None:
+        """Until the launcher is gone."""
+        talking = asyncio.create_task(self._talk(), name="talk")
+        gone = asyncio.create_task(self._link.gone.wait(), name="gone")
+        await asyncio.wait((talking, gone), return_when=asyncio.FIRST_COMPLETED)
+        for task in (talking, gone):
+            task.cancel()
+        results = await asyncio.gather(talking, gone, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    def _hear(self, word: ToRelay) -> None:
+        if self._session is not None:
+            self._session.hear(word)
+
+    async def _talk(self) -> None:
+        tries = 0
+        in_touch = time.monotonic()
+        while True:
+            try:
+                async with await self._connect() as connection:
+                    self._session = Session(self._spec.agent, connection, self._link, self._attempts)
+                    await self._session.run()
+            except ConnectionClosed as exc:
+                if exc.rcvd is not None and exc.rcvd.code in REFUSED:
+                    _log(f"the supervisor refuses us: {exc.rcvd.code} {exc.rcvd.reason}; stopping")
+                    self._link.say(FromRelay(msgs=[Stop(kill_jobs=True)]))
+            except RemoteError as exc:
+                _log(f"the supervisor speaks nonsense: {exc}")
+            except (OSError, WebSocketException, TimeoutError) as exc:
+                if tries in (10, 1000):
+                    _log(f"cannot connect: {exc}")
+            if self._session is not None and self._session.welcome:
+                tries = 0
+                in_touch = time.monotonic()
+            self._session = None
+            if time.monotonic() - in_touch > ORPHAN_SECS:
+                # The launcher does so only if it holds nothing.
+                self._link.say(FromRelay(msgs=[Stop()]))
+            await asyncio.sleep(random.random() * min(LAST_SECS, FIRST_SECS * 2 ** min(tries, 20)))
+            tries += 1
+
+    async def _connect(self) -> ClientConnection:
+        spec = self._spec
+        headers = {"Authorization": f"Bearer {spec.token}", "X-Agent": spec.agent}
+        if spec.url.startswith("unix:"):
+            directory, name = os.path.split(spec.url.removeprefix("unix:"))
+            # A socket's path may have 107 bytes only; this one is always short.
+            fd = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return await unix_connect(
+                    f"/proc/self/fd/{fd}/{name}",
+                    "ws://localhost/agent",
+                    additional_headers=headers,
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    ping_interval=PING_SECS,
+                    ping_timeout=PONG_SECS,
+                    close_timeout=1,
+                )
+            finally:
+                os.close(fd)
+        context = ssl.create_default_context(cafile=spec.ca_file) if spec.url.startswith("wss:") else None
+        return await connect(
+            spec.url,
+            additional_headers=headers,
+            ssl=context,
+            proxy=None,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            ping_interval=PING_SECS,
+            ping_timeout=PONG_SECS,
+            close_timeout=1,
+        )
+
+
+def main(spec: AgentSpec, lane: Lane) -> None:
+    """The whole life of the network side, just forked from the launcher."""
+    process.set_name("sj-agent")
+    process.die_with_parent()
+    process.hide_memory()
+
+    async def run() -> None:
+        await Agent(spec, lane).run()
+
+    with suppress(KeyboardInterrupt):
+        asyncio.run(run())
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} agent: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,110 @@
+"""`exit.json`, beside the outputs of an attempt: how it ended, for whoever comes later.
+
+The launcher's journal is what is synced to disk; this file is the proof that stays when the launcher
+is killed, and what people find in the run dir.
+"""
+
+import os
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from sirepo_jobs.agents import words
+from sirepo_jobs.job import Usage
+from sirepo_jobs.reasons import Reason
+
+NAME: Final = "exit.json"
+_MAX_BYTES: Final = 1 << 20
+
+
+class ExitFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Its content."""
+
+    jid: str
+    serial: int
+    attempt: int
+    started_at: int | None = None
+    ended_at: int
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: Reason | None = None
+    message: str = ""
+    stopped: bool = False
+    stdout_bytes: int | None = None
+    stderr_bytes: int | None = None
+    usage: Usage | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(ExitFile).decode
+
+
+def write(run_path: str, jid: str, serial: int, attempt: int, over: words.Over) -> None:
+    """Put it in place whole, or not at all; a full disk leaves nothing behind."""
+    data = _encode(
+        ExitFile(
+            jid=jid,
+            serial=serial,
+            attempt=attempt,
+            started_at=over.started_at,
+            ended_at=over.at,
+            exit_code=over.exit_code,
+            signal=over.signal,
+            reason=over.reason,
+            message=over.message,
+            stopped=over.stopped,
+            stdout_bytes=over.stdout_bytes,
+            stderr_bytes=over.stderr_bytes,
+            usage=over.usage,
+        )
+    )
+    path = f"{run_path}/{NAME}"
+    part = f"{path}.part"
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            written = os.write(fd, data)
+        finally:
+            os.close(fd)
+        if written == len(data):
+            os.rename(part, path)
+            return
+    except OSError:
+        pass
+    with suppress(OSError):
+        os.unlink(part)
+
+
+def read(run_path: str, jid: str, attempt: int) -> ExitFile | None:
+    """What stands there, if it is whole and speaks of this attempt."""
+    try:
+        fd = os.open(f"{run_path}/{NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = _decode(os.read(fd, _MAX_BYTES))
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
+    return found if (found.jid, found.attempt) == (jid, attempt) else None
+
+
+def as_over(found: ExitFile, ticket: int) -> words.Over:
+    """The same as a report, with the file as the proof."""
+    return words.Over(
+        ticket=ticket,
+        at=found.ended_at,
+        started_at=found.started_at,
+        exit_code=found.exit_code,
+        signal=found.signal,
+        reason=found.reason,
+        message=found.message,
+        stopped=found.stopped,
+        proof="exit_record",
+        stdout_bytes=found.stdout_bytes,
+        stderr_bytes=found.stderr_bytes,
+        usage=found.usage,
+    )

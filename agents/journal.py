@@ -1,0 +1,276 @@
+"""What the launcher must remember through its own death: an append-only file of checked lines.
+
+Order is the point (C1): an intent is in the file before the process is asked for, and a record is on
+disk before the supervisor hears of it. Everything that one turn of the launcher writes shares one
+`fdatasync`. A torn tail was never told to anybody, and is cut off.
+"""
+
+import os
+import uuid
+import zlib
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from sirepo_jobs.agents.outbox import Kept
+from sirepo_jobs.agents.roster import Key
+from sirepo_jobs.protocol import Durable, Exited, Started
+
+NAME: Final = "journal"
+#: Below this size a journal is never rewritten.
+COMPACT_BYTES: Final = 1 << 20
+
+
+class Head(Struct, frozen=True, kw_only=True):
+    """First line: whose journal, of which boot, and how far its records are acknowledged."""
+
+    install: str
+    boot_id: str
+    acked: int
+
+
+class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process for this attempt was, or was about to be, asked for."""
+
+    jid: str
+    serial: int
+    attempt: int
+    run_dir: str
+    mark: int
+    cpus: int = 1
+    progress: bool = False
+    #: What is known of the process; 0 = nothing.
+    pid: int = 0
+    start: int = 0
+    started_at: int = 0
+
+
+class Helper(Struct, frozen=True, kw_only=True):
+    """A spawner was started; it may outlive the launcher."""
+
+    pid: int
+    start: int
+
+
+class Past(Struct, kw_only=True):
+    """What a journal tells about the launchers before this one."""
+
+    install: str
+    #: Of the last boot in which a launcher wrote here.
+    boot_id: str
+    acked: int
+    last_seq: int
+    #: Attempts with an intent and no end.
+    intents: dict[Key, Intent]
+    #: Not acknowledged, in order.
+    kept: deque[tuple[Kept, Durable]]
+    helpers: list[Helper]
+
+
+_encode = msgspec.json.Encoder().encode
+_head = msgspec.json.Decoder(Head).decode
+_intent = msgspec.json.Decoder(Intent).decode
+_helper = msgspec.json.Decoder(Helper).decode
+_record = msgspec.json.Decoder(Durable).decode
+
+
+class Journal:
+    """The open file. `replay` first."""
+
+    def __init__(self, home: str) -> None:
+        self._path = f"{home}/{NAME}"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._lines: list[bytes] = []
+        self._rest = b""
+        self._size = 0
+        self._rewritten = 0
+
+    def fileno(self) -> int:
+        """So that children can close it."""
+        return self._fd
+
+    def replay(self, boot_id: str) -> Past:
+        """Read everything and cut off a torn tail; a new file gets its head."""
+        past, good = _parse(_read_all(self._fd))
+        if good < os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, good)
+        self._size = self._rewritten = good
+        if past is None:
+            past = Past(
+                install=uuid.uuid4().hex,
+                boot_id=boot_id,
+                acked=0,
+                last_seq=0,
+                intents={},
+                kept=deque(),
+                helpers=[],
+            )
+            self.rewrite(past.install, boot_id, 0, [], [], [])
+        return past
+
+    # -- writing
+
+    def intend(self, intent: Intent) -> None:
+        """Before a process is asked for."""
+        self._append(b"I", _encode(intent))
+
+    def keep(self, raw: bytes, start: int = 0) -> None:
+        """A durable record; with `Started`, the start time of the process."""
+        self._append(b"R%d" % start, raw)
+
+    def acked(self, seq: int) -> None:
+        """The supervisor has everything up to here."""
+        self._append(b"A", b"%d" % seq)
+
+    def helper(self, pid: int, start: int) -> None:
+        """A spawner was started."""
+        self._append(b"P", _encode(Helper(pid=pid, start=start)))
+
+    def _append(self, kind: bytes, payload: bytes) -> None:
+        self._lines.append(_line(kind, payload))
+
+    def write(self) -> bool:
+        """Hand all lines to the kernel, so that they survive our death. False when the disk is full."""
+        if self._lines:
+            self._rest += b"".join(self._lines)
+            self._lines.clear()
+        while self._rest:
+            try:
+                written = os.write(self._fd, self._rest)
+            except OSError:
+                return False
+            self._rest = self._rest[written:]
+            self._size += written
+        return True
+
+    def sync(self) -> bool:
+        """Bring all lines to disk, so that they survive the host's death. False when the disk is full.
+
+        Raises `OSError` when the disk fails: then nothing may be claimed any more, and the launcher ends.
+        """
+        if not self.write():
+            return False
+        os.fdatasync(self._fd)
+        return True
+
+    @property
+    def long(self) -> bool:
+        """Whether a rewrite is worth its while."""
+        return self._size > max(COMPACT_BYTES, 4 * self._rewritten)
+
+    def rewrite(
+        self,
+        install: str,
+        boot_id: str,
+        acked: int,
+        intents: list[Intent],
+        kept: list[Kept],
+        helpers: list[Helper],
+    ) -> None:
+        """Replace the file by one that says only what still matters; all or nothing."""
+        lines = [_line(b"H", _encode(Head(install=install, boot_id=boot_id, acked=acked)))]
+        lines += [_line(b"P", _encode(helper)) for helper in helpers]
+        lines += [_line(b"I", _encode(intent)) for intent in intents]
+        lines += [_line(b"R0", record.raw) for record in kept]
+        data = b"".join(lines)
+        part = f"{self._path}.part"
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            os.fsync(fd)
+            os.rename(part, self._path)
+            _sync_dir(os.path.dirname(self._path))
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd = fd
+        self._lines.clear()
+        self._rest = b""
+        self._size = self._rewritten = len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def _line(kind: bytes, payload: bytes) -> bytes:
+    body = kind + b" " + payload
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _parse(data: bytes) -> tuple[Past | None, int]:
+    """What the lines say, and how many bytes of them are sound."""
+    past: Past | None = None
+    good = 0
+    for line in data.split(b"\n")[:-1]:
+        if len(line) < 11 or b"%08x" % zlib.crc32(line[9:]) != line[:8]:
+            break
+        kind, _, payload = line[9:].partition(b" ")
+        try:
+            past = _apply(past, kind, payload)
+        except msgspec.DecodeError:
+            break
+        good += len(line) + 1
+    return past, good
+
+
+def _apply(past: Past | None, kind: bytes, payload: bytes) -> Past | None:
+    if kind == b"H":
+        head = _head(payload)
+        return Past(
+            install=head.install,
+            boot_id=head.boot_id,
+            acked=head.acked,
+            last_seq=head.acked,
+            intents={},
+            kept=deque(),
+            helpers=[],
+        )
+    if past is None:
+        raise msgspec.DecodeError("no head")
+    if kind == b"I":
+        intent = _intent(payload)
+        past.intents[intent.jid, intent.attempt] = intent
+    elif kind == b"P":
+        past.helpers.append(_helper(payload))
+    elif kind == b"A":
+        past.acked = int(payload)
+        while past.kept and past.kept[0][0].seq <= past.acked:
+            past.kept.popleft()
+    elif kind.startswith(b"R"):
+        record = _record(payload)
+        key = (record.jid, record.attempt)
+        past.last_seq = record.seq
+        if isinstance(record, Exited):
+            past.intents.pop(key, None)
+        elif isinstance(record, Started) and key in past.intents and kind != b"R0":
+            past.intents[key] = msgspec.structs.replace(
+                past.intents[key], pid=record.pid, start=int(kind[1:]), started_at=record.at
+            )
+        past.kept.append((Kept(record.seq, payload, key if isinstance(record, Exited) else None), record))
+    return past
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    at = 0
+    while data := os.pread(fd, 1 << 20, at):
+        parts.append(data)
+        at += len(data)
+    return b"".join(parts)
+
+
+def _sync_dir(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,371 @@
+"""The parent's part: waits for jobs, keeps their limits, and leaves nothing of them behind (I17, I18).
+
+Everything that a job leaves when its main process ends (daemons, other sessions, double forks) becomes
+a child of this process, because it is a sub-reaper. So the topmost leftover is always in the list of
+our children, and its mark says whose it is. It is killed, reaped, and the list is read again, until
+nothing is left; only then is the attempt over. Nobody ever sleeps here: each death brings a SIGCHLD.
+"""
+
+import heapq
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from sirepo_jobs.agents import exit_file, process
+from sirepo_jobs.agents.words import Over, Spawn
+from sirepo_jobs.job import Usage
+from sirepo_jobs.reasons import Reason
+
+_LIST_BYTES: Final = 1 << 17
+
+
+class Child:
+    """An attempt whose main process is, or was, a child of this process."""
+
+    __slots__ = (
+        "err",
+        "kill_at",
+        "killed",
+        "mark",
+        "out",
+        "path",
+        "pid",
+        "reason",
+        "rusage",
+        "slot",
+        "spawn",
+        "started_at",
+        "started_mono",
+        "status",
+        "stopped",
+        "ticket",
+    )
+
+    def __init__(
+        self, spawn: Spawn, pid: int, path: str, started_at: int, started_mono: float, out: int, err: int
+    ) -> None:
+        self.spawn = spawn
+        self.ticket = spawn.ticket
+        self.mark = spawn.mark
+        self.pid = pid
+        self.path = path
+        self.started_at = started_at
+        #: By the monotonic clock, which alone decides about limits.
+        self.started_mono = started_mono
+        #: Open descriptors of the output files, -1 where we have none: their lengths stay true
+        #: whatever the job does to the names.
+        self.out = out
+        self.err = err
+        #: Wait status, None while the main process lives, or for ever when nobody could take it.
+        self.status: int | None = None
+        self.rusage: resource.struct_rusage | None = None
+        self.stopped = False
+        self.reason: Reason | None = None
+        self.kill_at: float | None = None
+        self.killed = False
+        self.slot = -1
+
+
+class Nursery:
+    """All attempts whose parent this process is."""
+
+    def __init__(self) -> None:
+        #: Children that are no jobs; they are reaped and handed to the caller, never touched otherwise.
+        self.helpers: set[int] = set()
+        self._mains: dict[int, Child] = {}
+        self._children: dict[int, Child] = {}
+        self._marks: dict[int, Child] = {}
+        #: Main process gone, something else perhaps not, by ticket.
+        self._dying: dict[int, Child] = {}
+        #: Orphans of attempts that go on. A pid is nobody else's before we reap it.
+        self._strays: dict[int, Child] = {}
+        self._due: list[tuple[float, int, str]] = []
+        try:
+            self._list: int | None = os.open(
+                f"/proc/self/task/{threading.get_native_id()}/children", os.O_RDONLY | os.O_CLOEXEC
+            )
+        except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+            self._list = None
+
+    def __len__(self) -> int:
+        """Attempts that are not over."""
+        return len(self._children)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._list is not None:
+            os.close(self._list)
+
+    # -- taking in
+
+    def take(self, child: Child) -> None:
+        """A living child, or a zombie that nobody has waited for."""
+        self._know(child)
+        self._mains[child.pid] = child
+        spawn = child.spawn
+        if spawn.soft_secs is not None:
+            heapq.heappush(self._due, (child.started_mono + spawn.soft_secs, child.ticket, "soft"))
+        if spawn.hard_secs is not None:
+            heapq.heappush(self._due, (child.started_mono + spawn.hard_secs, child.ticket, "hard"))
+
+    def take_rest(self, child: Child) -> None:
+        """An attempt whose main process is gone already: kill what is left of it, and call it over."""
+        self._know(child)
+        self._dying[child.ticket] = child
+
+    def _know(self, child: Child) -> None:
+        self._children[child.ticket] = child
+        self._marks[child.mark] = child
+
+    def alive(self, ticket: int) -> Child | None:
+        """The attempt, while its main process has not been reaped."""
+        child = self._children.get(ticket)
+        return child if child is not None and ticket not in self._dying else None
+
+    # -- stopping
+
+    def stop(self, ticket: int, grace_secs: float, reason: Reason | None = None) -> None:
+        """TERM to the group, KILL after the grace. Asking again can only shorten the grace."""
+        child = self.alive(ticket)
+        if child is None:
+            return
+        kill_at = time.monotonic() + max(grace_secs, 0.0)
+        if child.kill_at is not None:
+            if kill_at < child.kill_at:
+                child.kill_at = kill_at
+                heapq.heappush(self._due, (kill_at, ticket, "kill"))
+            return
+        if not self._blame(child, reason):
+            return
+        child.kill_at = kill_at
+        heapq.heappush(self._due, (kill_at, ticket, "kill"))
+        _signal_group(child, signal.SIGTERM)
+        # A stopped group could not hear it.
+        _signal_group(child, signal.SIGCONT)
+
+    def kill(self, ticket: int, reason: Reason | None = None) -> None:
+        """KILL to the group; what is outside of it follows when the main process is gone."""
+        child = self.alive(ticket)
+        if child is not None and not child.killed and (child.stopped or self._blame(child, reason)):
+            child.killed = True
+            _signal_group(child, signal.SIGKILL)
+
+    def pause(self, ticket: int, *, on: bool) -> bool:
+        """STOP or CONT the group; whether there was one."""
+        child = self.alive(ticket)
+        if child is None:
+            return False
+        _signal_group(child, signal.SIGSTOP if on else signal.SIGCONT)
+        return True
+
+    def _blame(self, child: Child, reason: Reason | None) -> bool:
+        """Note that we end it; False when it has ended by itself, so that its own result stands."""
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return False
+        child.stopped = True
+        child.reason = reason
+        return True
+
+    def next_due(self) -> float | None:
+        """When, by the monotonic clock, `expire` has something to do."""
+        due = self._due
+        while due and due[0][1] not in self._children:
+            heapq.heappop(due)
+        return due[0][0] if due else None
+
+    def expire(self) -> None:
+        """Do what limits and graces demand by now."""
+        now = time.monotonic()
+        due = self._due
+        while due and due[0][0] <= now:
+            _, ticket, what = heapq.heappop(due)
+            child = self.alive(ticket)
+            if child is None:
+                continue
+            if what == "soft":
+                self.stop(ticket, child.spawn.grace_secs, Reason.TIME_LIMIT)
+            elif what == "hard":
+                self.kill(ticket, Reason.TIME_LIMIT)
+            else:
+                self.kill(ticket)
+
+    # -- waiting
+
+    def reap(
+        self,
+        on_helper: Callable[[int, int], None] | None = None,
+        on_ended: Callable[[Child], None] | None = None,
+    ) -> list[Child]:
+        """Take every death there is, clean up after it, and return the attempts that are over.
+
+        `on_helper(pid, status)` hears of helpers; it may `take` the children that a helper left.
+        `on_ended(child)` hears of a main process as soon as its status is known.
+        """
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if info is None:
+                break
+            pid = info.si_pid
+            child = self._mains.get(pid)
+            if child is None:
+                # A helper that died may have left this one to us: ask first.
+                if not (self.helpers and self._reap_helpers(on_helper)):
+                    os.waitpid(pid, 0)
+                    self._strays.pop(pid, None)
+                continue
+            # Its pid, and so its group, cannot be anybody else's while it is a zombie (I20).
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            _, child.status, child.rusage = os.wait4(pid, 0)
+            del self._mains[pid]
+            self._dying[child.ticket] = child
+            if on_ended is not None:
+                on_ended(child)
+        return self._bury() if self._dying else []
+
+    def _reap_helpers(self, on_helper: Callable[[int, int], None] | None) -> bool:
+        """Whether a helper died: then an unknown zombie may be a child that it left to us.
+
+        The kernel hands over a dead helper's children only after the helper's own death can be seen.
+        """
+        died = False
+        for pid in list(self.helpers):
+            try:
+                found, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                self.helpers.discard(pid)
+                continue
+            if found:
+                died = True
+                self.helpers.discard(pid)
+                if on_helper is not None:
+                    on_helper(pid, status)
+        return died
+
+    def _bury(self) -> list[Child]:
+        """Kill what the dying left; return those that left nothing, or nothing any more."""
+        remaining: set[int] = set()
+        mains, helpers = self._mains, self.helpers
+        unknown: list[int] = []
+        for pid in self.list_children():
+            if pid in mains or pid in helpers:
+                continue
+            owner = self._strays.get(pid) or self.owner_of(pid)
+            if owner is None:
+                unknown.append(pid)
+            elif owner.ticket in self._dying:
+                remaining.add(owner.ticket)
+                _kill_one(pid)
+            else:
+                self._strays[pid] = owner
+        if unknown:
+            self._bury_unknown(unknown, remaining)
+        over = [child for ticket, child in self._dying.items() if ticket not in remaining]
+        for child in over:
+            del self._dying[child.ticket]
+            del self._children[child.ticket]
+            self._marks.pop(child.mark, None)
+        return over
+
+    def _bury_unknown(self, unknown: list[int], remaining: set[int]) -> None:
+        """Orphans without a mark: killed as soon as they can only be leftovers of the dying."""
+        sessions = {child.pid: child for child in self._dying.values()}
+        for pid in unknown:
+            stat = process.stat_of(pid)
+            if stat is None or stat.state in "ZX":
+                continue  # it is reaped with the next SIGCHLD, which is on its way
+            owner = sessions.get(stat.session)
+            if owner is not None or not self._mains:
+                remaining.add(owner.ticket if owner is not None else next(iter(self._dying)))
+                _kill_one(pid)
+
+    def owner_of(self, pid: int) -> Child | None:
+        """The attempt that a process belongs to, by its mark, else by its environment."""
+        mark = process.mark_of(pid)
+        if mark is not None and mark in self._marks:
+            return self._marks[mark]
+        for mark in process.env_marks_of(pid):
+            if mark in self._marks:
+                return self._marks[mark]
+        return None
+
+    def list_children(self) -> list[int]:
+        """Pids of all children of this process, zombies too."""
+        if self._list is not None:
+            text = os.pread(self._list, _LIST_BYTES, 0)
+            if len(text) < _LIST_BYTES - 16:
+                return [int(word) for word in text.split()]
+        own = os.getpid()
+        return [pid for pid in process.every_pid() if (stat := process.stat_of(pid)) and stat.parent == own]
+
+
+def _signal_group(child: Child, number: signal.Signals) -> None:
+    # POSIT: the main process has not been reaped, so the group is its own.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def _kill_one(pid: int) -> None:
+    # POSIT: a child of ours that we have not reaped, so nobody else's pid.
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def report(child: Child) -> Over:
+    """The end of an attempt, from what the kernel said; closes its descriptors and writes `exit.json`."""
+    stdout_bytes = _length(child.out, f"{child.path}/stdout")
+    stderr_bytes = _length(child.err, f"{child.path}/stderr")
+    at = time.time_ns() // 1000
+    status = child.status
+    if status is None:
+        return Over(
+            ticket=child.ticket,
+            at=at,
+            started_at=child.started_at or None,
+            reason=Reason.AGENT_LOST,
+            message="the process that watched over it was killed together with it",
+            stopped=child.stopped,
+            proof="launcher_lost",
+            stdout_bytes=stdout_bytes,
+            stderr_bytes=stderr_bytes,
+        )
+    code = os.waitstatus_to_exitcode(status)
+    usage = child.rusage
+    over = Over(
+        ticket=child.ticket,
+        at=at,
+        started_at=child.started_at,
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        reason=child.reason,
+        stopped=child.stopped,
+        stdout_bytes=stdout_bytes,
+        stderr_bytes=stderr_bytes,
+        usage=None
+        if usage is None
+        else Usage(user_secs=usage.ru_utime, system_secs=usage.ru_stime, max_rss=usage.ru_maxrss * 1024),
+    )
+    spawn = child.spawn
+    exit_file.write(child.path, spawn.jid, spawn.serial, spawn.attempt, over)
+    return over
+
+
+def _length(fd: int, path: str) -> int | None:
+    try:
+        if fd < 0:
+            return os.lstat(path).st_size
+        return os.fstat(fd).st_size
+    except OSError:
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,162 @@
+"""Reading outputs for the supervisor: bytes at offsets, as many as it gives credit for (C8, C16)."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from sirepo_jobs.agents.roster import Key
+from sirepo_jobs.agents.run_files import Refused, RunFiles
+from sirepo_jobs.protocol import CHUNK_BYTES, WINDOW_BYTES, Exited, OutputEnd, ReadOutput, encode_chunk
+
+#: Followers look for growth so often, all with one timer.
+FOLLOW_SECS: Final = 0.05
+STREAMS: Final = ("stdout", "stderr")
+MAX_READINGS: Final = 1000
+
+
+class Reading:
+    """One `ReadOutput` on its way."""
+
+    def __init__(self, ask: ReadOutput) -> None:
+        self.ask = ask
+        self.fd = -1
+        self.offset = ask.offset
+        self.stop_at = None if ask.limit is None else ask.offset + ask.limit
+        self.credit = WINDOW_BYTES
+        #: Length of the file when its attempt ended; None while it may grow.
+        self.final: int | None = None
+        #: Everything there is was sent; look again later.
+        self.idle = False
+
+    @property
+    def key(self) -> Key:
+        """The attempt that it reads of."""
+        return (self.ask.jid, self.ask.attempt)
+
+
+class Readings:
+    """All readings of one connection, served in turns by one task."""
+
+    def __init__(
+        self,
+        files: RunFiles,
+        is_live: Callable[[Key], bool],
+        send: Callable[[bytes], Awaitable[None]],
+        say: Callable[[OutputEnd], None],
+    ) -> None:
+        self._files = files
+        self._is_live = is_live
+        #: Sends a chunk, and waits while the connection is slow.
+        self._send = send
+        self._say = say
+        self._readings: dict[int, Reading] = {}
+        self._wake = asyncio.Event()
+
+    def add(self, ask: ReadOutput) -> None:
+        """Begin one; an `op_id` that is in use is begun anew."""
+        self.remove(ask.op_id)
+        if ask.stream not in STREAMS:
+            error = f"there is no stream {ask.stream!r}"
+            self._say(OutputEnd(op_id=ask.op_id, offset=ask.offset, error=error))
+        elif len(self._readings) >= MAX_READINGS:
+            self._say(OutputEnd(op_id=ask.op_id, offset=ask.offset, error="too many readings at once"))
+        else:
+            self._readings[ask.op_id] = Reading(ask)
+            self._wake.set()
+
+    def credit(self, op_id: int, count: int) -> None:
+        """So many more bytes may be sent."""
+        reading = self._readings.get(op_id)
+        if reading is not None:
+            reading.credit = min(reading.credit + max(count, 0), WINDOW_BYTES)
+            self._wake.set()
+
+    def remove(self, op_id: int) -> None:
+        """Nobody listens any more."""
+        reading = self._readings.pop(op_id, None)
+        if reading is not None and reading.fd >= 0:
+            os.close(reading.fd)
+
+    def ended(self, exited: Exited) -> None:
+        """The attempt is over: its files have their final lengths."""
+        for reading in self._readings.values():
+            if reading.key == (exited.jid, exited.attempt):
+                final = exited.stdout_bytes if reading.ask.stream == "stdout" else exited.stderr_bytes
+                if final is not None:
+                    reading.final = final
+                reading.idle = False
+                self._wake.set()
+
+    async def serve(self) -> None:
+        """Until canceled. Small turns: nobody waits behind a long file."""
+        try:
+            while True:
+                self._wake.clear()
+                busy = waiting = False
+                for op_id in list(self._readings):
+                    reading = self._readings.get(op_id)
+                    if reading is None:
+                        continue
+                    chunk = self._next(reading)
+                    if chunk:
+                        busy = True
+                        await self._send(chunk)
+                        await asyncio.sleep(0)
+                    waiting = waiting or reading.idle
+                if not busy:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(FOLLOW_SECS if waiting else None):
+                            await self._wake.wait()
+        finally:
+            for op_id in list(self._readings):
+                self.remove(op_id)
+
+    def _next(self, reading: Reading) -> bytes | None:
+        """The next chunk, if there is one; ends the reading when it is over."""
+        reading.idle = False
+        if reading.credit <= 0:
+            return None
+        live = self._is_live(reading.key)
+        try:
+            if reading.fd < 0:
+                reading.fd = self._files.open(reading.ask.run_dir, reading.ask.stream)
+            size = os.fstat(reading.fd).st_size
+            if reading.offset > size:
+                raise Refused(f"offset {reading.offset} lies behind the end at {size}: the file was cut")
+            count = min(CHUNK_BYTES, reading.credit)
+            if reading.stop_at is not None:
+                count = min(count, reading.stop_at - reading.offset)
+            if not live and reading.final is not None:
+                count = min(count, reading.final - reading.offset)
+            data = os.pread(reading.fd, count, reading.offset) if count > 0 else b""
+        except FileNotFoundError:
+            if live and reading.ask.follow:
+                reading.idle = True  # it has not begun
+                return None
+            self._end(reading, f"{reading.ask.stream} does not exist")
+            return None
+        except (OSError, Refused) as exc:
+            self._end(reading, str(exc))
+            return None
+        if data:
+            chunk = encode_chunk(reading.ask.op_id, reading.offset, data)
+            reading.offset += len(data)
+            reading.credit -= len(data)
+            return chunk
+        if reading.offset == reading.stop_at or not reading.ask.follow:
+            self._end(reading)
+            return None
+        if live:
+            reading.idle = True
+            return None
+        if reading.final is not None and reading.offset < reading.final:
+            self._end(reading, f"the file was cut: it had {reading.final} bytes and has {size}")
+            return None
+        self._end(reading)
+        return None
+
+    def _end(self, reading: Reading, error: str = "") -> None:
+        self.remove(reading.ask.op_id)
+        self._say(OutputEnd(op_id=reading.ask.op_id, offset=reading.offset, error=error))

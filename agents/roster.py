@@ -1,0 +1,300 @@
+"""Which attempts this agent has, and when each starts. Pure: no clock, no I/O.
+
+Every method is an event and returns effects, in the order in which they are to be done. A standby
+attempt starts when it is granted slots, or at once in the slots of one that ends here.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from sirepo_jobs.agents.words import Over
+from sirepo_jobs.protocol import Cancel, Durable, Exited, Grant, Held, Run, Signal, Started, Suspended
+from sirepo_jobs.reasons import Reason
+
+#: Cancels of attempts that have not arrived yet, so many are remembered.
+MAX_CANCELED: Final = 10_000
+
+#: An attempt, on the wire of one agent.
+Key = tuple[str, int]
+
+
+class Entry:
+    """One attempt, from its `Run` until its end is acknowledged."""
+
+    __slots__ = ("key", "mark", "run", "serial", "started_at", "state", "stopping", "ticket")
+
+    def __init__(self, key: Key, serial: int, state: str, run: Run | None) -> None:
+        self.key = key
+        self.serial = serial
+        #: standby | starting | running | suspended | ended
+        self.state = state
+        #: None for one that was known by its end alone.
+        self.run = run
+        self.started_at: int | None = None
+        #: Names it towards the spawners, once it starts.
+        self.ticket = 0
+        self.mark = 0
+        #: Grace of a cancel that is under way.
+        self.stopping: float | None = None
+
+
+class Begin(NamedTuple):
+    """Have it started; its ticket is set."""
+
+    entry: Entry
+
+
+class End(NamedTuple):
+    """TERM, and KILL after the grace."""
+
+    entry: Entry
+    grace_secs: float
+
+
+class Hold(NamedTuple):
+    """STOP or CONT."""
+
+    entry: Entry
+    on: bool
+
+
+class Tell(NamedTuple):
+    """Keep this record until it is acknowledged; `start` is the process's start time, if it was born."""
+
+    record: Durable
+    start: int = 0
+
+
+class TellAgain(NamedTuple):
+    """The supervisor seems not to know the end of this one."""
+
+    key: Key
+
+
+Effect = Begin | End | Hold | Tell | TellAgain
+
+
+class Roster:
+    """All attempts of one agent."""
+
+    def __init__(self, last_seq: int = 0) -> None:
+        #: The last `seq` given to a durable record.
+        self.last_seq = last_seq
+        #: Nothing starts any more.
+        self.closing = False
+        self._entries: dict[Key, Entry] = {}
+        #: Attempts that have a process, or are about to.
+        self._tickets: dict[int, Entry] = {}
+        self._standby: dict[Key, Entry] = {}
+        self._canceled: dict[Key, None] = {}
+        self._last_ticket = 0
+
+    # -- looking
+
+    def __len__(self) -> int:
+        """Attempts whose end the supervisor has not acknowledged."""
+        return len(self._entries)
+
+    @property
+    def live(self) -> int:
+        """Attempts that have or may get a process."""
+        return len(self._tickets) + len(self._standby)
+
+    def entries(self) -> Iterator[Entry]:
+        """All of them."""
+        return iter(self._entries.values())
+
+    def of_ticket(self, ticket: int) -> Entry | None:
+        """The attempt that has, or is about to have, a process."""
+        return self._tickets.get(ticket)
+
+    def inventory(self) -> list[Held]:
+        """What `Hello` says."""
+        return [
+            Held(
+                jid=entry.key[0],
+                serial=entry.serial,
+                attempt=entry.key[1],
+                state=entry.state,
+                started_at=entry.started_at,
+            )
+            for entry in self._entries.values()
+        ]
+
+    # -- what the supervisor says
+
+    def session_began(self) -> None:
+        """A new connection: the supervisor repeats what it still wants."""
+        self._canceled.clear()
+
+    def run(self, run: Run, at: int) -> list[Effect]:
+        """`Run`. For a known attempt it changes nothing."""
+        key = (run.jid, run.attempt)
+        entry = self._entries.get(key)
+        if entry is not None:
+            return [TellAgain(key)] if entry.state == "ended" else []
+        entry = self._entries[key] = Entry(key, run.serial, "standby", run)
+        if key in self._canceled:
+            del self._canceled[key]
+            return [self._never(entry, at, "canceled before it arrived")]
+        if self.closing:
+            return [self._never(entry, at, "the agent is stopping")]
+        if run.standby:
+            self._standby[key] = entry
+            return []
+        return [self._begin(entry)]
+
+    def grant(self, grant: Grant) -> list[Effect]:
+        """`Grant`."""
+        entry = self._standby.pop((grant.jid, grant.attempt), None)
+        return [] if entry is None else [self._begin(entry)]
+
+    def cancel(self, cancel: Cancel, at: int) -> list[Effect]:
+        """`Cancel`. One whose `Run` has not come yet is remembered."""
+        key = (cancel.jid, cancel.attempt)
+        entry = self._entries.get(key)
+        if entry is None:
+            self._canceled[key] = None
+            while len(self._canceled) > MAX_CANCELED:
+                del self._canceled[next(iter(self._canceled))]
+            return []
+        return self._stop(entry, cancel.grace_secs, at)
+
+    def signal(self, signal: Signal) -> list[Effect]:
+        """`Signal`."""
+        entry = self._entries.get((signal.jid, signal.attempt))
+        if entry is None or not entry.ticket or entry.state == "ended":
+            return []
+        return [Hold(entry, signal.suspend)]
+
+    def close(self, grace_secs: float, at: int) -> list[Effect]:
+        """Stop everything, and start nothing any more."""
+        self.closing = True
+        effects: list[Effect] = []
+        for entry in list(self._entries.values()):
+            effects += self._stop(entry, grace_secs, at)
+        return effects
+
+    # -- what the spawners say
+
+    def spawned(self, ticket: int, pid: int, start: int, at: int) -> list[Effect]:
+        """Its process exists."""
+        entry = self._tickets.get(ticket)
+        if entry is None or entry.started_at is not None:
+            return []
+        if entry.state == "starting":
+            entry.state = "running"
+        entry.started_at = at
+        jid, attempt = entry.key
+        self.last_seq += 1
+        started = Started(seq=self.last_seq, jid=jid, serial=entry.serial, attempt=attempt, at=at, pid=pid)
+        return [Tell(started, start)]
+
+    def paused(self, ticket: int, at: int, *, on: bool) -> list[Effect]:
+        """Its group was stopped, or continued."""
+        entry = self._tickets.get(ticket)
+        if entry is None:
+            return []
+        entry.state = "suspended" if on else "running"
+        jid, attempt = entry.key
+        self.last_seq += 1
+        return [
+            Tell(Suspended(seq=self.last_seq, jid=jid, serial=entry.serial, attempt=attempt, at=at, on=on))
+        ]
+
+    def over(self, over: Over) -> list[Effect]:
+        """It is over and its slots are free: another one may take them."""
+        entry = self._tickets.pop(over.ticket, None)
+        if entry is None:
+            return []
+        successor = self._successor(entry)
+        jid, attempt = entry.key
+        entry.state = "ended"
+        entry.run = None
+        self.last_seq += 1
+        exited = Exited(
+            seq=self.last_seq,
+            jid=jid,
+            serial=entry.serial,
+            attempt=attempt,
+            at=over.at,
+            started_at=over.started_at if over.started_at is not None else entry.started_at,
+            exit_code=over.exit_code,
+            signal=over.signal,
+            reason=over.reason,
+            message=over.message,
+            stopped=over.stopped,
+            began=over.began,
+            proof=over.proof,
+            stdout_bytes=over.stdout_bytes,
+            stderr_bytes=over.stderr_bytes,
+            usage=over.usage,
+            successor="" if successor is None else f"{successor.key[0]}/{successor.key[1]}",
+        )
+        if successor is None:
+            return [Tell(exited)]
+        del self._standby[successor.key]
+        return [Tell(exited), self._begin(successor)]
+
+    # -- memory of before
+
+    def restore(self, entry: Entry) -> None:
+        """Take back an attempt that an earlier launcher began, or whose end is not acknowledged."""
+        self._entries[entry.key] = entry
+        if entry.state != "ended":
+            self._assign(entry)
+
+    def forget(self, key: Key) -> None:
+        """Its end is acknowledged."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.state == "ended":
+            del self._entries[key]
+
+    # -- inside
+
+    def _begin(self, entry: Entry) -> Begin:
+        entry.state = "starting"
+        self._assign(entry)
+        return Begin(entry)
+
+    def _assign(self, entry: Entry) -> None:
+        self._last_ticket += 1
+        entry.ticket = self._last_ticket
+        self._tickets[entry.ticket] = entry
+
+    def _successor(self, ended: Entry) -> Entry | None:
+        if self.closing or ended.run is None:
+            return None
+        cpus = ended.run.cpus
+        for entry in self._standby.values():
+            if entry.run is not None and entry.run.cpus <= cpus:
+                return entry
+        return None
+
+    def _stop(self, entry: Entry, grace_secs: float, at: int) -> list[Effect]:
+        if entry.state == "ended":
+            return []
+        if self._standby.pop(entry.key, None) is not None:
+            return [self._never(entry, at, "canceled before it began")]
+        entry.stopping = grace_secs if entry.stopping is None else min(grace_secs, entry.stopping)
+        return [End(entry, grace_secs)]
+
+    def _never(self, entry: Entry, at: int, why: str) -> Tell:
+        jid, attempt = entry.key
+        entry.state = "ended"
+        entry.run = None
+        self.last_seq += 1
+        return Tell(
+            Exited(
+                seq=self.last_seq,
+                jid=jid,
+                serial=entry.serial,
+                attempt=attempt,
+                at=at,
+                reason=Reason.START_FAILED if self.closing else None,
+                message=why,
+                stopped=True,
+                began=False,
+                proof="never_claimed",
+            )
+        )

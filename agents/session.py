@@ -1,0 +1,183 @@
+"""One connection with the supervisor: says what the launcher knows, does what the supervisor asks."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from websockets.asyncio.client import ClientConnection
+
+from sirepo_jobs.agents.attempts import Attempts
+from sirepo_jobs.agents.link import Link
+from sirepo_jobs.agents.readings import Readings
+from sirepo_jobs.agents.words import FromRelay, ToRelay
+from sirepo_jobs.errors import RemoteError
+from sirepo_jobs.protocol import (
+    FRAME_TARGET_BYTES,
+    Cancel,
+    Credit,
+    Exited,
+    FromAgent,
+    FromAgentFrame,
+    Grant,
+    Heartbeat,
+    Hello,
+    ReadOutput,
+    Run,
+    Signal,
+    Stop,
+    StopReading,
+    Unknown,
+    Unsupported,
+    Welcome,
+    decode_to_agent,
+    encode,
+)
+
+#: So many messages may wait for a slow connection before the launcher has to keep the rest.
+MAX_WAITING: Final = 2000
+
+
+class Session:
+    """From `Hello` until the connection ends."""
+
+    def __init__(self, agent: str, connection: ClientConnection, link: Link, attempts: Attempts) -> None:
+        self._agent = agent
+        self._connection = connection
+        self._link = link
+        self._attempts = attempts
+        self._waiting: list[FromAgent] = []
+        self._wake = asyncio.Event()
+        self._hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self._readings = Readings(attempts.files, attempts.is_live, self._send_chunk, self.say)
+        self._heartbeat_secs = 0.0
+        self._epoch = self._session = 0
+        #: The supervisor knows us and what we hold.
+        self.welcome = False
+
+    async def run(self) -> None:
+        """Until the connection ends. Raises `ConnectionClosed`, or `RemoteError` for nonsense."""
+        self._link.say(FromRelay(hail=True))
+        frame = FromAgentFrame(agent=self._agent, msgs=[await self._hello])
+        await self._connection.send(encode(frame), text=True)
+        await self._receive_welcome()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive(), name="receive")
+                tasks.create_task(self._send(), name="send")
+                tasks.create_task(self._readings.serve(), name="readings")
+                tasks.create_task(self._beat(), name="heartbeat")
+                tasks.create_task(self._tell_progress(), name="progress")
+        except ExceptionGroup as group:
+            # Whichever task noticed first: the connection is over.
+            raise group.exceptions[0] from None
+        finally:
+            self._link.pause(False)
+
+    # -- from the launcher
+
+    def hear(self, word: ToRelay) -> None:
+        """What the launcher says while this connection stands."""
+        if word.hello is not None and not self._hello.done():
+            self._attempts.replace(word.watch)
+            self._hello.set_result(word.hello)
+        if not word.msgs or (word.session, word.epoch) != (self._session, self._epoch):
+            return
+        for record in word.msgs:
+            if isinstance(record, Exited):
+                last = self._attempts.ended((record.jid, record.attempt))
+                if last is not None:
+                    self._waiting.append(last)
+                self._readings.ended(record)
+            self._waiting.append(record)
+        self._wake.set()
+        if len(self._waiting) > MAX_WAITING:
+            self._link.pause(True)
+
+    # -- to the supervisor
+
+    def say(self, message: FromAgent) -> None:
+        """Send it with the next frame."""
+        self._waiting.append(message)
+        self._wake.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                messages, self._waiting = self._waiting, []
+                for data in self._frames(messages):
+                    await self._connection.send(data, text=True)
+            self._link.pause(False)
+
+    def _frames(self, messages: list[FromAgent]) -> Iterator[bytes]:
+        """One frame, or several where one would be too long."""
+        data = encode(
+            FromAgentFrame(agent=self._agent, epoch=self._epoch, session=self._session, msgs=messages)
+        )
+        if len(data) <= FRAME_TARGET_BYTES or len(messages) == 1:
+            yield data
+        else:
+            half = len(messages) // 2
+            yield from self._frames(messages[:half])
+            yield from self._frames(messages[half:])
+
+    async def _send_chunk(self, chunk: bytes) -> None:
+        # Only the task that reads outputs waits here: other messages are written meanwhile.
+        await self._connection.send(chunk)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_secs)
+            self.say(Heartbeat(at=time.time_ns() // 1000, held=len(self._attempts)))
+
+    async def _tell_progress(self) -> None:
+        async for progress in self._attempts.progress():
+            self.say(progress)
+
+    # -- from the supervisor
+
+    async def _receive_welcome(self) -> None:
+        while True:
+            received = decode_to_agent(await self._connection.recv(decode=False))
+            found = [message for message in received.msgs if isinstance(message, Welcome | Stop)]
+            for message in found:
+                if isinstance(message, Welcome):
+                    self._epoch, self._session = received.epoch, received.session
+                    self._heartbeat_secs = max(message.heartbeat_secs, 0.1)
+                    self.welcome = True
+            if found:
+                self._obey(received.ack, received.msgs)
+            if self.welcome:
+                return
+
+    async def _receive(self) -> None:
+        while True:
+            received = decode_to_agent(await self._connection.recv(decode=False))
+            if (received.epoch, received.session) == (self._epoch, self._session):
+                self._obey(received.ack, received.msgs)
+
+    def _obey(self, ack: int, messages: list[Any]) -> None:
+        for_launcher: list[Welcome | Run | Grant | Cancel | Signal | Stop] = []
+        for message in messages:
+            match message:
+                case Run():
+                    self._attempts.add(message)
+                    for_launcher.append(message)
+                case Grant() | Cancel() | Signal() | Welcome() | Stop():
+                    for_launcher.append(message)
+                case ReadOutput():
+                    self._readings.add(message)
+                case Credit(op_id=op_id, count=count):
+                    self._readings.credit(op_id, count)
+                case StopReading(op_id=op_id):
+                    self._readings.remove(op_id)
+                case Unknown(kind=kind):
+                    self.say(Unsupported(kind=kind))
+                case Unsupported():
+                    pass
+                case _:
+                    raise RemoteError(f"{type(message).__name__} is nothing to say to an agent")
+        if ack or for_launcher:
+            self._link.say(FromRelay(session=self._session, epoch=self._epoch, ack=ack, msgs=for_launcher))

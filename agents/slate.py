@@ -1,0 +1,63 @@
+"""What a spawner knows that it has not told yet, in memory shared with the launcher.
+
+A spawner tells of a birth some milliseconds late, and of an end after everything is cleaned up. If it
+is killed in between, the launcher reads here which process is whose and which wait status was taken.
+"""
+
+import mmap
+import struct
+from typing import Final, NamedTuple
+
+_SLOT: Final = struct.Struct("<QqIi")
+_SLOTS: Final = 1024
+#: No wait status is this.
+_RUNNING: Final = -1
+
+
+class Line(NamedTuple):
+    """One attempt that its spawner had in hand."""
+
+    ticket: int
+    started_at: int
+    pid: int
+    #: The kernel's wait status, once the process was waited for.
+    status: int | None
+
+
+class Slate:
+    """Fixed memory; one spawner writes, the launcher reads after that spawner's death."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _SLOT.size * _SLOTS)
+        self._free = list(range(_SLOTS - 1, -1, -1))
+
+    def note(self, ticket: int, pid: int, started_at: int) -> int:
+        """A process was born. Returns the slot for `ended` and `wipe`; -1 when there is no room."""
+        if not self._free:
+            return -1
+        slot = self._free.pop()
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, _RUNNING)
+        return slot
+
+    def ended(self, slot: int, ticket: int, pid: int, started_at: int, status: int) -> None:
+        """Its wait status was taken."""
+        if slot >= 0:
+            _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, status)
+
+    def wipe(self, slot: int) -> None:
+        """The launcher was told everything."""
+        if slot >= 0:
+            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0, 0)
+            self._free.append(slot)
+
+    def read(self) -> dict[int, Line]:
+        """By ticket: what was in hand."""
+        lines = {}
+        for ticket, started_at, pid, status in _SLOT.iter_unpack(self._memory):
+            if ticket:
+                lines[ticket] = Line(ticket, started_at, pid, None if status == _RUNNING else status)
+        return lines
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()

@@ -1,0 +1,239 @@
+"""The command that a driver runs: one launcher per home, started or found.
+
+start   read an AgentSpec (JSON) on stdin, see to it that its launcher runs in the background, print
+        `launcher.json`. Doing it twice finds the first.
+run     the same in the foreground: for containers and service managers.
+stop    read an AgentSpec on stdin; end its launcher and everything that it ever began.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from typing import Final, NoReturn
+
+import msgspec
+from msgspec import Struct
+
+from sirepo_jobs.agents import process
+from sirepo_jobs.agents.lane import Lane
+from sirepo_jobs.driver import AgentSpec
+
+#: How long `start` waits for a launcher that another `start` is just starting.
+FIND_SECS: Final = 8.0
+#: `stop` waits so long for the launcher to end its jobs, then does it itself.
+STOP_SECS: Final = 6.0
+MAX_LOG_BYTES: Final = 1 << 20
+
+
+class LauncherFile(Struct, frozen=True, kw_only=True):
+    """`launcher.json`: which process is the launcher of this home."""
+
+    agent: str
+    pid: int
+    start: int
+    boot_id: str
+    install: str
+
+
+def main(argv: list[str]) -> int:
+    """Do one verb; the exit status."""
+    if len(argv) != 1 or argv[0] not in ("start", "run", "stop"):
+        sys.stderr.write(f"usage: python -P -m sirepo_jobs.agents start|run|stop\n{__doc__}")
+        return 2
+    try:
+        spec = msgspec.json.decode(sys.stdin.buffer.read(), type=AgentSpec)
+    except msgspec.DecodeError as exc:
+        sys.stderr.write(f"stdin is no AgentSpec: {exc}\n")
+        return 2
+    os.umask(0o077)
+    os.makedirs(spec.home, 0o700, exist_ok=True)
+    if argv[0] == "stop":
+        return _stop(spec)
+    return _start(spec) if argv[0] == "start" else _run(spec)
+
+
+def read_launcher_file(home: str) -> LauncherFile | None:
+    """The launcher that lives in this home; None when none does."""
+    try:
+        with open(f"{home}/launcher.json", "rb") as file:  # noqa: PTH123 - pathlib costs its import
+            found = msgspec.json.decode(file.read(), type=LauncherFile)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if found.boot_id == process.boot_id() and process.alive(found.pid, found.start):
+        return found
+    return None
+
+
+def _start(spec: AgentSpec) -> int:
+    deadline = time.monotonic() + FIND_SECS
+    while (lock := _lock(spec.home)) is None:
+        if (found := read_launcher_file(spec.home)) is not None:
+            _print(found)
+            return 0
+        if time.monotonic() > deadline:
+            sys.stderr.write(f"{spec.home}/lock is held, but no launcher.json tells by whom\n")
+            return 1
+        time.sleep(0.01)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _daemon(spec, lock, writer)
+    os.close(writer)
+    os.close(lock)
+    answer = b""
+    while data := os.read(reader, 65536):
+        answer += data
+    if not answer:
+        sys.stderr.write(f"the launcher did not start; see {spec.home}/launcher.log\n")
+        return 1
+    sys.stdout.buffer.write(answer)
+    sys.stdout.flush()
+    return 0
+
+
+def _run(spec: AgentSpec) -> int:
+    lock = _lock(spec.home)
+    if lock is None:
+        sys.stderr.write(f"{spec.home}/lock is held: this agent runs already\n")
+        return 1
+    _launch(spec, lock, None)
+    return 0
+
+
+def _lock(home: str) -> int | None:
+    """Hold the home; None when somebody else does."""
+    fd = os.open(f"{home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _daemon(spec: AgentSpec, lock: int, writer: int) -> NoReturn:
+    """Be the launcher, in the background: own session, nothing inherited but the lock and `writer`."""
+    code = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        log = os.open(f"{spec.home}/launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.fstat(log).st_size > MAX_LOG_BYTES:
+            os.ftruncate(log, 0)
+        for fd, target in ((null, 0), (null, 1), (log, 2)):
+            os.dup2(fd, target)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) not in (lock, writer):
+                with suppress(OSError):
+                    os.close(int(name))
+        _launch(spec, lock, writer)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the edge of a process: say it and end
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
+    """Hold the lock and be the launcher until it is over. Tells `writer`, or stdout, once it is one."""
+    os.umask(0o077)
+    os.chdir(spec.home)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    process.set_name("sj-launcher")
+    process.become_reaper()
+    _replace(f"{spec.home}/agent.json", msgspec.json.encode(spec))
+
+    # Imported here, so that finding a launcher stays quick.
+    from sirepo_jobs.agents import launcher
+
+    the_launcher = launcher.Launcher(spec, _network_side, [lock])
+    stat = process.stat_of(os.getpid())
+    assert stat is not None
+    answer = msgspec.json.encode(
+        LauncherFile(
+            agent=spec.agent,
+            pid=os.getpid(),
+            start=stat.start,
+            boot_id=process.boot_id(),
+            install=the_launcher.install,
+        )
+    )
+    _replace(f"{spec.home}/launcher.json", answer)
+    process.hide_memory()
+    if writer is None:
+        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.flush()
+    else:
+        os.write(writer, answer + b"\n")
+        os.close(writer)
+    the_launcher.run()
+    with suppress(FileNotFoundError):
+        os.unlink(f"{spec.home}/launcher.json")
+
+
+def _network_side(spec: AgentSpec, lane: Lane) -> None:
+    # Imported in the child alone: the launcher stays small and has no asyncio.
+    from sirepo_jobs.agents import agent
+
+    agent.main(spec, lane)
+
+
+def _stop(spec: AgentSpec) -> int:
+    """End the launcher, kindly and then not, and then whatever carries a mark of its journal."""
+    found = read_launcher_file(spec.home)
+    if found is not None:
+        with suppress(ProcessLookupError):
+            _end(found.pid, found.start)
+    deadline = time.monotonic() + FIND_SECS
+    while (lock := _lock(spec.home)) is None:
+        if time.monotonic() > deadline:
+            sys.stderr.write(f"{spec.home}/lock is held still\n")
+            return 1
+        time.sleep(0.01)
+
+    from sirepo_jobs.agents.recovery import clear
+
+    clear(spec)
+    with suppress(FileNotFoundError):
+        os.unlink(f"{spec.home}/launcher.json")
+    os.close(lock)
+    return 0
+
+
+def _end(pid: int, start: int) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not process.alive(pid, start):
+                return
+            signal.pidfd_send_signal(fd, number)
+            if select.select([fd], [], [], STOP_SECS)[0]:
+                return
+    finally:
+        os.close(fd)
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Put a file in place whole; for its owner alone from the first moment."""
+    part = f"{path}.part"
+    with suppress(FileNotFoundError):
+        os.unlink(part)
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(part, path)
+
+
+def _print(found: LauncherFile) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+    sys.stdout.flush()

@@ -1,0 +1,232 @@
+"""A stand-in for the supervisor as an agent sees it: a websocket server that says what the test says."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection, unix_serve
+from websockets.exceptions import ConnectionClosed
+
+from sirepo_jobs.protocol import (
+    Cancel,
+    Credit,
+    Exited,
+    Grant,
+    Hello,
+    OutputEnd,
+    Progress,
+    ReadOutput,
+    Run,
+    Started,
+    Suspended,
+    ToAgentFrame,
+    Welcome,
+    decode_chunk,
+    decode_from_agent,
+    encode,
+)
+
+WAIT_SECS = 30.0
+
+
+class Stage:
+    """Accepts one agent at a time; remembers everything that it was told, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"unix:{path}"
+        self.hellos: list[Hello] = []
+        #: Every durable message as it came, repeats included.
+        self.durable: list[Any] = []
+        self.exits: dict[tuple[str, int], Exited] = {}
+        self.progress: list[Progress] = []
+        self.ends: dict[int, OutputEnd] = {}
+        self.chunks: dict[int, bytearray] = {}
+        self.others: list[Any] = []
+        self.headers: list[Any] = []
+        #: The last `seq` that is acknowledged; None = acknowledge nothing.
+        self.acked = 0
+        self.acking = True
+        #: Give credit back as soon as a chunk comes.
+        self.crediting = True
+        self.welcoming = True
+        #: Refuse with this code after Hello.
+        self.refuse: int | None = None
+        self.session = 0
+        self.epoch = 7
+        self.connection: ServerConnection | None = None
+        self._changed = asyncio.Condition()
+        self._server: Any = None
+        self._ops = 0
+
+    async def __aenter__(self) -> "Stage":
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def listen(self) -> None:
+        self._server = await unix_serve(
+            self._serve, str(self.path), compression=None, max_size=16 << 20, ping_interval=None
+        )
+
+    async def close(self) -> None:
+        """Vanish: no more connections."""
+        if self._server is not None:
+            self._server.close(close_connections=True)
+            await self._server.wait_closed()
+            self._server = None
+            self.connection = None
+
+    async def _serve(self, connection: ServerConnection) -> None:
+        self.headers.append(connection.request.headers if connection.request else None)
+        self.session += 1
+        session = self.session
+        try:
+            hello = decode_from_agent(await connection.recv(decode=False)).msgs[0]
+            assert isinstance(hello, Hello)
+            self.hellos.append(hello)
+            if self.refuse is not None:
+                await connection.close(self.refuse, "refused")
+                return
+            if self.welcoming:
+                self.connection = connection
+                await self.send([Welcome(acked=self.acked, heartbeat_secs=5.0)])
+            await self._note()
+            while True:
+                data = await connection.recv(decode=False)
+                if data[:1] == b"\x01":
+                    op_id, offset, body = decode_chunk(data)
+                    held = self.chunks.setdefault(op_id, bytearray())
+                    assert offset == getattr(self, "_base", {}).get(op_id, 0) + len(held)
+                    held += body
+                    if self.crediting:
+                        await self.send([Credit(op_id=op_id, count=len(body))])
+                    await self._note()
+                    continue
+                received = decode_from_agent(data)
+                assert (received.epoch, received.session) == (self.epoch, session)
+                await self._take(received.msgs)
+        except ConnectionClosed:
+            pass
+        finally:
+            if self.connection is connection:
+                self.connection = None
+            await self._note()
+
+    async def _take(self, messages: list[Any]) -> None:
+        before = self.acked
+        for message in messages:
+            if isinstance(message, Started | Exited | Suspended):
+                self.durable.append(message)
+                if isinstance(message, Exited):
+                    self.exits[message.jid, message.attempt] = message
+                if self.acking:
+                    self.acked = max(self.acked, message.seq)
+            elif isinstance(message, Progress):
+                self.progress.append(message)
+            elif isinstance(message, OutputEnd):
+                self.ends[message.op_id] = message
+            else:
+                self.others.append(message)
+        if self.acked > before:
+            await self.send([])
+        await self._note()
+
+    async def _note(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def send(self, messages: list[Any], *, session: int | None = None) -> None:
+        """Say it to the agent."""
+        assert self.connection is not None, "no agent is connected"
+        frame = ToAgentFrame(
+            agent="a1",
+            epoch=self.epoch,
+            session=self.session if session is None else session,
+            ack=self.acked,
+            msgs=messages,
+        )
+        await self.connection.send(encode(frame), text=True)
+
+    async def until(self, true: Callable[[], Any], what: str = "") -> Any:
+        """Wait until something that was told makes it so."""
+        async with asyncio.timeout(WAIT_SECS), self._changed:
+            while not (found := true()):
+                try:
+                    await self._changed.wait()
+                except asyncio.CancelledError:
+                    raise AssertionError(
+                        f"still not: {what}; told: {self.durable[-5:]} {self.others[-5:]}"
+                    ) from None
+            return found
+
+    async def connected(self, count: int = 1) -> Hello:
+        """The agent's n-th Hello, once its session is open."""
+        await self.until(lambda: len(self.hellos) >= count and self.connection, f"{count} hellos")
+        return self.hellos[-1]
+
+    async def ended(self, jid: str, attempt: int = 1) -> Exited:
+        """The end of an attempt."""
+        exited = await self.until(lambda: self.exits.get((jid, attempt)), f"{jid}/{attempt} ended")
+        assert isinstance(exited, Exited)
+        return exited
+
+    async def started(self, jid: str, attempt: int = 1) -> Started:
+        """The start of an attempt, which must live for some milliseconds at least."""
+
+        def found() -> Started | None:
+            for message in self.durable:
+                if isinstance(message, Started) and (message.jid, message.attempt) == (jid, attempt):
+                    return message
+            return None
+
+        started = await self.until(found, f"{jid}/{attempt} started")
+        assert isinstance(started, Started)
+        return started
+
+    # -- words
+
+    def op_id(self) -> int:
+        self._ops += 1
+        return self._ops
+
+    def run(self, jid: str, command: list[str], **changes: Any) -> Run:
+        attempt = changes.pop("attempt", 1)
+        return Run(
+            **{
+                "jid": jid,
+                "serial": 1,
+                "attempt": attempt,
+                "op_id": self.op_id(),
+                "command": command,
+                "run_dir": f"users/u/jobs/{jid}/{attempt}",
+                **changes,
+            }
+        )
+
+    def shell(self, jid: str, script: str, **changes: Any) -> Run:
+        return self.run(jid, ["/bin/sh", "-c", script], **changes)
+
+    def cancel(self, jid: str, grace_secs: float = 5.0, attempt: int = 1) -> Cancel:
+        return Cancel(jid=jid, serial=1, attempt=attempt, op_id=self.op_id(), grace_secs=grace_secs)
+
+    def grant(self, jid: str, attempt: int = 1) -> Grant:
+        return Grant(jid=jid, serial=1, attempt=attempt)
+
+    def read(self, jid: str, stream: str = "stdout", **changes: Any) -> ReadOutput:
+        attempt = changes.pop("attempt", 1)
+        return ReadOutput(
+            **{
+                "jid": jid,
+                "serial": 1,
+                "attempt": attempt,
+                "op_id": self.op_id(),
+                "run_dir": f"users/u/jobs/{jid}/{attempt}",
+                "stream": stream,
+                "offset": 0,
+                **changes,
+            }
+        )
