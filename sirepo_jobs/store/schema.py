@@ -1,0 +1,146 @@
+"""The tables, and what the indexes are for.
+
+What is asked of a job by column has a column; everything else about it is in `record`. Instants are
+integer microseconds. A change here needs a migration; a test compares the two.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+
+from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
+
+#: The newest migration; a database that is there already opens without loading Alembic.
+HEAD = "0001"
+
+#: SQLite's own row number only if the type is spelled INTEGER.
+_ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+ACTIVE = tuple(sorted(HELD_BY_AGENT))
+#: Neither waiting, nor running, nor the usual end: few, and asked for by name.
+ASIDE = tuple(sorted((FINAL | {State.INACTIVE, State.HELD}) - {State.COMPLETED}))
+
+
+def _any_of(states: tuple[State, ...]) -> str:
+    return f"state IN ({', '.join(repr(state.value) for state in states)})"
+
+
+#: Conditions of the partial indexes. Written out, not bound: SQLite uses such an index only for a
+#: query that repeats its condition word for word.
+IS_PENDING = f"state = {State.PENDING.value!r}"
+IS_ACTIVE = _any_of(ACTIVE)
+IS_ASIDE = _any_of(ASIDE)
+
+metadata = MetaData()
+
+#: One row.
+meta = Table(
+    "meta",
+    metadata,
+    Column(
+        "id",
+        SmallInteger,
+        CheckConstraint("id = 1", name="meta_one_row"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    #: Made with the database; part of every attempt's token (C2).
+    Column("instance", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    #: Rises with every opening; whoever writes proves that it is still his (I29).
+    Column("epoch", BigInteger, nullable=False),
+    #: Rises with every group: tells whether a group of unknown fate is there (F099).
+    Column("commits", BigInteger, nullable=False),
+    #: 1 while nobody has it open and the last one closed it.
+    Column("clean", SmallInteger, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _ROW_NUMBER, primary_key=True, autoincrement=False),
+    Column("jid", Text, nullable=False, unique=True),
+    Column("user", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("driver", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Column("agent", Text),
+    #: `JobRecord` as JSON.
+    Column("record", LargeBinary, nullable=False),
+)
+Index("jobs_by_user", jobs.c.user, jobs.c.seq)
+for _name, _columns, _where in (
+    ("jobs_pending", (jobs.c.user, jobs.c.priority.desc(), jobs.c.seq), IS_PENDING),
+    ("jobs_pending_all", (jobs.c.priority.desc(), jobs.c.seq), IS_PENDING),
+    ("jobs_active", (jobs.c.seq,), IS_ACTIVE),
+    ("jobs_aside", (jobs.c.user, jobs.c.state, jobs.c.seq), IS_ASIDE),
+):
+    Index(_name, *_columns, sqlite_where=text(_where), postgresql_where=text(_where))
+
+#: Written once and apart from `jobs`, so that an update of a job never moves a spec of a megabyte.
+specs = Table(
+    "specs",
+    metadata,
+    Column("seq", _ROW_NUMBER, ForeignKey("jobs.seq"), primary_key=True, autoincrement=False),
+    Column("spec", LargeBinary, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("jid", Text, ForeignKey("jobs.jid"), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    #: `AttemptRecord` as JSON.
+    Column("record", LargeBinary, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _ROW_NUMBER, primary_key=True, autoincrement=False),
+    Column("jid", Text, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+Index("events_by_job", events.c.jid, events.c.seq)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("agent", Text, primary_key=True),
+    Column("environment", LargeBinary, nullable=False),
+    Column("handle", LargeBinary),
+    Column("install", Text, nullable=False),
+    Column("acked", BigInteger, nullable=False),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("user", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    #: JSON list.
+    Column("jids", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
