@@ -243,9 +243,8 @@ def _check_known(name: str, source: str, written: str) -> None:
     if name in SETTINGS:
         return
     if written.startswith(PREFIX):
-        near = difflib.get_close_matches(
-            written, [PREFIX + known for known in (*map(str.upper, SETTINGS), *NOT_SETTINGS)], 1
-        )
+        names = [*map(str.upper, SETTINGS), *NOT_SETTINGS]
+        near = [PREFIX + word for word in difflib.get_close_matches(name.upper(), names, 1)]
     else:
         near = difflib.get_close_matches(name, SETTINGS, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(SETTINGS)}"

@@ -16,19 +16,17 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_unix_socket
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, Finish, RequestHandler
 
-SECRET = "s" * 43
-#: 200 MB, as the issue has it.
-BIG_BYTES = 200_000_000
+SECRET = "s" * 43  # what a supervisor would make at random
 _BLOCK = bytes(range(256)) * 256
 
 
-def big_digest() -> str:
+def big_digest(size: int) -> str:
     """Of the stdout of the job `big`."""
     digest = hashlib.sha256()
-    for start in range(0, BIG_BYTES, len(_BLOCK)):
-        digest.update(_BLOCK[: BIG_BYTES - start])
+    for start in range(0, size, len(_BLOCK)):
+        digest.update(_BLOCK[: size - start])
     return digest.hexdigest()
 
 
@@ -40,6 +38,7 @@ class FakeSupervisor:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.logs: dict[tuple[str, str], bytearray] = {}
         self.keys: dict[str, tuple[bytes, list[str]]] = {}
+        self.secret = SECRET
         #: (method, path with query, headers, body) of every request, in order.
         self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
         self.changed = asyncio.Condition()
@@ -47,13 +46,17 @@ class FakeSupervisor:
         self.streams = 0
         #: After so many bytes a log stream breaks off, once.
         self.cut_after: int | None = None
+        #: So many requests are received and not answered: the connection is closed.
+        self.drop = 0
+        #: Length of the stdout of `big`; 200 MB, as the issue has it, take two seconds.
+        self.big_bytes = 20_000_000
         #: Bytes of `big` written so far.
         self.written = 0
         self._server: HTTPServer | None = None
 
     def start(self) -> None:
         """Listen."""
-        (self.root / "secret").write_text(SECRET)
+        (self.root / "secret").write_text(self.secret)
         application = Application(
             [
                 (r"/(?:healthz|readyz)", _Ready),
@@ -122,7 +125,11 @@ class _Handler(RequestHandler):
     def prepare(self) -> None:
         request = self.request
         self.fake.asked.append((request.method, request.uri, dict(request.headers), request.body))
-        if request.headers.get("Authorization") != f"Bearer {SECRET}":
+        if self.fake.drop:
+            self.fake.drop -= 1
+            request.connection.stream.close()
+            raise Finish
+        if request.headers.get("Authorization") != f"Bearer {self.fake.secret}":
             self.problem(401, "unauthorized", "wrong secret")
 
     def problem(self, status: int, code: str, detail: str) -> None:
@@ -252,9 +259,9 @@ class _Logs(_Stream):
 
     async def _big(self, offset: int) -> AsyncIterator[bytes]:
         self.fake.written = offset
-        while self.fake.written < BIG_BYTES:
+        while self.fake.written < self.fake.big_bytes:
             at = self.fake.written % len(_BLOCK)
-            piece = _BLOCK[at : at + BIG_BYTES - self.fake.written]
+            piece = _BLOCK[at : at + self.fake.big_bytes - self.fake.written]
             yield piece
             self.fake.written += len(piece)
 
