@@ -5,8 +5,9 @@ limit, while it is about to be run. Everything else is rows in the store.
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
@@ -87,7 +88,11 @@ class JobTable:
         #: Evictable ones, the longest unused first.
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._queued: OrderedDict[str, None] = OrderedDict()
+        #: Next to be run: they stay until others are.
+        self._next: set[str] = set()
         self._loads: dict[str, asyncio.Future[None]] = {}
+        #: Requests that wait for a job to be read.
+        self._wanted: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -106,17 +111,45 @@ class JobTable:
         """Half of the memory for jobs is taken; new ones that only wait can stay rows."""
         return len(self._jobs) >= self._capacity // 2
 
-    async def load(self, jid: str) -> ComputeJob | None:
-        """The job, read from the store if need be; None when there is none. Many may ask at once."""
-        while (job := self._jobs.get(jid)) is None:
-            if (loading := self._loads.get(jid)) is not None:
-                await asyncio.shield(loading)
+    @contextlib.asynccontextmanager
+    async def hold(self, jid: str) -> AsyncIterator[ComputeJob | None]:
+        """The job, kept in memory inside the block; read from the store if need be; None if there is none.
+
+        Many may ask at once; all get the same object.
+        """
+        self._wanted[jid] += 1
+        try:
+            while (job := self._jobs.get(jid)) is None:
+                loading = self._loads.get(jid)
+                if loading is not None:
+                    await asyncio.shield(loading)
+                else:
+                    await self.load_many([jid])
                 if jid not in self._jobs and jid not in self._loads:
-                    return None
-            else:
-                await self.load_many([jid])
-                return self._jobs.get(jid)
-        return job
+                    break
+            if job is not None:
+                job.pins += 1
+        finally:
+            self._wanted[jid] -= 1
+            if not self._wanted[jid]:
+                del self._wanted[jid]
+        try:
+            yield job
+        finally:
+            if job is not None:
+                job.pins -= 1
+                self.release(job)
+
+    async def load_next(self, jids: Iterable[str]) -> set[str]:
+        """Bring in the jobs that are to run next, and keep them; returns those that do not exist."""
+        before, self._next = self._next, set(jids)
+        for jid in before - self._next:
+            if (job := self._jobs.get(jid)) is not None:
+                self.release(job)
+        await self.load_many(self._next)
+        unknown = {jid for jid in self._next if jid not in self._jobs and jid not in self._loads}
+        self._next -= unknown
+        return unknown
 
     async def load_many(self, jids: Iterable[str]) -> None:
         """Bring these jobs into memory; unknown ones are passed over."""
@@ -144,7 +177,7 @@ class JobTable:
         jid = job.jid
         self._idle.pop(jid, None)
         self._queued.pop(jid, None)
-        if job.evictable:
+        if job.evictable and jid not in self._next and jid not in self._wanted:
             (self._queued if job.record.state is State.PENDING else self._idle)[jid] = None
         while len(self._jobs) > self._capacity and (self._idle or self._queued):
             victim, _ = self._idle.popitem(last=False) if self._idle else self._queued.popitem()

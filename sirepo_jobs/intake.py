@@ -82,9 +82,8 @@ class Intake:
                 f"Idempotency-Key {row.key!r} made job {row.jids[0]} from another request; use a new key",
                 code="key_reused",
             )
-        await self._supervisor.jobs.load_many(row.jids)
-        jobs = [await self._supervisor.jobs.load(jid) for jid in row.jids]
-        return [job.record for job in jobs if job is not None]
+        stored = {job.record.jid: job.record for job in await self._supervisor.store.jobs(row.jids)}
+        return [stored[jid] for jid in row.jids if jid in stored]
 
     async def _make(self, user: str, specs: list[JobSpec], key: KeyRow | None) -> list[JobRecord]:
         chosen = [spec.jid for spec in specs if spec.jid]

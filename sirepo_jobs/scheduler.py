@@ -230,10 +230,13 @@ class Scheduler:
             if count >= MAX_BYPASS and lane.heaps.get(shape)
         }
 
-    def ahead(self, user: str, key: tuple[int, int]) -> int:
-        """How many entries of the same user in memory stand before `(rank, seq)`."""
+    def ahead(self, user: str, key: tuple[int, int]) -> tuple[int, bool]:
+        """How many entries of the same user stand before `(rank, seq)`, and whether there may be more."""
         lane = self._lanes.get(user)
-        return sum(e[:2] < key for e in lane.entries()) if lane else 0
+        if lane is None:
+            return 0, False
+        more = lane.overflow and lane.tail is not None and key > lane.tail
+        return sum(e[:2] < key and e.jid in lane.jids for heap in lane.heaps.values() for e in heap), more
 
     def _last(self, lane: _Lane) -> tuple[int, int]:
         """Key of the last entry; remembered, since a full lane is asked for every newcomer."""

@@ -374,9 +374,9 @@ class Supervisor:
     async def _read_ahead(self) -> None:
         entries = self.scheduler.upcoming(READ_AHEAD)
         await self.commits.durable()
-        await self.jobs.load_many(entry.jid for entry in entries)
+        unknown = await self.jobs.load_next(entry.jid for entry in entries)
         for entry in entries:
-            if self.jobs.get(entry.jid) is None:
+            if entry.jid in unknown:
                 self.scheduler.remove(entry.user, entry.jid)
         self.dispatch_soon()
 
@@ -402,10 +402,11 @@ class Supervisor:
         shape = self.shape(job)
         user = job.record.user
         refusal = self._room(shape, user)
-        ahead = self.scheduler.ahead(user, (-job.fixed.priority, job.record.seq))
+        ahead, more = self.scheduler.ahead(user, (-job.fixed.priority, job.record.seq))
         if ahead:
-            tail = f"; the next needs: {refusal.text}" if refusal else ""
-            return Reason.PRIORITY, f"{ahead} of your jobs are before it{tail}"
+            count = f"{ahead} or more" if more else str(ahead)
+            tail = f"; of the next one: {refusal.text}" if refusal else ""
+            return Reason.PRIORITY, f"{count} of your jobs are before it{tail}"
         return (refusal.reason, refusal.text) if refusal else (job.record.reason, "its turn is next")
 
     def check(self) -> None:

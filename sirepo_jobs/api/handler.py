@@ -7,7 +7,7 @@ shared secret, and answers with the user's jobs only.
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -92,22 +92,16 @@ class Handler(RequestHandler):
 
     # -- helpers
 
-    async def job(self, jid: str) -> ComputeJob:
-        """The job, if the caller may see it; a foreign one is as missing as a missing one (S4)."""
-        job = await self.supervisor.jobs.load(jid)
-        if job is None or not (self.is_admin or job.record.user == self.user):
-            raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
-        return job
+    @contextlib.asynccontextmanager
+    async def job(self, jid: str) -> AsyncIterator[ComputeJob]:
+        """The job, kept in memory meanwhile, if the caller may see it.
 
-    @contextlib.contextmanager
-    def pinned(self, job: ComputeJob) -> Iterator[None]:
-        """Keep the job in memory while a request looks at it."""
-        job.pins += 1
-        try:
-            yield
-        finally:
-            job.pins -= 1
-            self.supervisor.jobs.release(job)
+        A foreign one is as missing as a missing one (S4).
+        """
+        async with self.supervisor.jobs.hold(jid) as job:
+            if job is None or not (self.is_admin or job.record.user == self.user):
+                raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
+            yield job
 
     def view(self, job: ComputeJob, *, spec: bool = True) -> dict[str, Any]:
         """The job as it stands, with the reason why it waits if it does."""

@@ -105,10 +105,9 @@ class Job(Handler):
 
     async def get(self, jid: str) -> None:
         """The job as soon as its version is above `version`, or `wait` is over."""
-        job = await self.job(jid)
         version = self.number("version")
         wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
-        with self.pinned(job):
+        async with self.job(jid) as job:
             if job.seen < job.record.version:
                 await job.change(job.record.version - 1)  # show nothing that is not durable
             if version is not None and wait_secs:
@@ -123,8 +122,7 @@ class Verb(Handler):
 
     async def post(self, jid: str, verb: str) -> None:
         """Ask it of the job; asking again changes nothing (SIR-23). 409 where the job's state forbids it."""
-        job = await self.job(jid)
-        with self.pinned(job):
+        async with self.job(jid) as job:
             try:
                 self.supervisor.tell(job, self._event(job, verb))
             except Illegal:
@@ -150,9 +148,9 @@ class Attempts(Handler):
 
     async def get(self, jid: str) -> None:
         """Every execution that is over, and the one that is not."""
-        job = await self.job(jid)
-        await self.supervisor.commits.durable()
-        attempts = await self.supervisor.store.attempts(job.jid)
+        async with self.job(jid):
+            await self.supervisor.commits.durable()
+            attempts = await self.supervisor.store.attempts(jid)
         self.answer({"attempts": [attempt_view(attempt) for attempt in attempts]})
 
 
@@ -161,9 +159,9 @@ class JobEvents(Handler):
 
     async def get(self, jid: str) -> None:
         """What happened to the job, in order."""
-        job = await self.job(jid)
-        await self.supervisor.commits.durable()
-        rows = await self.supervisor.store.events(after=0, limit=10_000, jid=job.jid)
+        async with self.job(jid):
+            await self.supervisor.commits.durable()
+            rows = await self.supervisor.store.events(after=0, limit=10_000, jid=jid)
         self.answer({"events": [event_view(row) for row in rows]})
 
 

@@ -21,11 +21,10 @@ class Logs(Handler):
 
     async def get(self, jid: str, stream: Literal["stdout", "stderr"]) -> None:
         """The bytes from `offset`; with `follow` until the attempt has ended and everything is sent."""
-        job = await self.job(jid)
         offset = self.number("offset", 0) or 0
         limit = self.number("limit")
         follow = self.flag("follow")
-        with self.pinned(job):
+        async with self.job(jid) as job:
             if follow and not self.get_query_argument("attempt", ""):
                 while job.record.started_at is None and job.record.state not in FINAL:
                     await job.change(job.record.version)

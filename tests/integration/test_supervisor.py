@@ -69,19 +69,17 @@ class House:
         return self.driver.agents[name]
 
     async def job(self, jid: str) -> ComputeJob:
-        job = await self.supervisor.jobs.load(jid)
-        assert job is not None
-        return job
+        async with self.supervisor.jobs.hold(jid) as job:
+            assert job is not None
+            return job
 
     async def until(self, jid: str, what: Callable[[ComputeJob], Any]) -> ComputeJob:
         """The job as soon as `what` is true of what is durable."""
-        job = await self.job(jid)
-        job.pins += 1
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20), self.supervisor.jobs.hold(jid) as job:
+            assert job is not None
             while job.seen < job.record.version or not what(job):
                 await job.change(job.seen)
-        job.pins -= 1
-        return job
+            return job
 
     async def over(self, jid: str) -> ComputeJob:
         return await self.until(jid, lambda job: job.record.state in FINAL)
@@ -435,7 +433,7 @@ async def test_ten_thousand_queued_jobs_are_rows(tmp_path: Path) -> None:
         last = await house.job(jids[-1])
         reason, text = house.supervisor.why_pending(last)
         assert reason is Reason.PRIORITY
-        assert "10009 of your jobs" in text
+        assert "10000 or more of your jobs" in text
         house.cancel(last)
         assert (await house.over(jids[-1])).record.state is State.CANCELED
         page = await house.store.list_jobs(JobQuery(user="ann", states=[State.PENDING], limit=5))
