@@ -102,6 +102,8 @@ class PostgresDatabase:
         self._raw = raw
         self._cursor = psycopg.RawCursor(raw)
         try:
+            if self.fetch("SELECT current_schema()") == (None,):
+                raise StoreError(f"{self.name}: there is no schema on the search_path; make it first")
             if self._show("synchronous_commit") == "off":
                 # An answer that a crash of the server may take back is none (C14).
                 self._cursor.execute("SET synchronous_commit = on")

@@ -33,7 +33,8 @@ ASIDE = tuple(sorted((FINAL | {State.INACTIVE, State.HELD}) - {State.COMPLETED})
 
 
 def _any_of(states: tuple[State, ...]) -> str:
-    return f"state IN ({', '.join(repr(state.value) for state in states)})"
+    # Not IN: SQLite builds a set for it, and tries each condition on every update; 5 us per update.
+    return f"({' OR '.join(f'state = {state.value!r}' for state in states)})"
 
 
 #: Conditions of the partial indexes. Written out, not bound: SQLite uses such an index only for a
@@ -87,7 +88,6 @@ jobs = Table(
 Index("jobs_by_user", jobs.c.user, jobs.c.seq)
 for _name, _columns, _where in (
     ("jobs_pending", (jobs.c.user, jobs.c.priority.desc(), jobs.c.seq), IS_PENDING),
-    ("jobs_pending_all", (jobs.c.priority.desc(), jobs.c.seq), IS_PENDING),
     ("jobs_active", (jobs.c.seq,), IS_ACTIVE),
     ("jobs_aside", (jobs.c.user, jobs.c.state, jobs.c.seq), IS_ASIDE),
 ):

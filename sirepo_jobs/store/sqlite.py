@@ -88,6 +88,8 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, *, init: bool) -> None:
         """Lock, check and open it. Raises `StoreLocked` and `StoreError`."""
+        if sqlite3.sqlite_version_info < (3, 33):  # UPDATE ... FROM
+            raise StoreError(f"SQLite 3.33 or newer is needed; this Python has {sqlite3.sqlite_version}")
         # The same file by another path or a link gets the same lock and the same log.
         self._path = path = Path(os.path.realpath(path))
         self.name = str(path)

@@ -10,8 +10,14 @@ depends_on = None
 
 _ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _PENDING = "state = 'pending'"
-_ACTIVE = "state IN ('canceling', 'lost', 'running', 'starting', 'suspended')"
-_ASIDE = "state IN ('canceled', 'deduped', 'error', 'held', 'inactive', 'purged')"
+_ACTIVE = (
+    "(state = 'canceling' OR state = 'lost' OR state = 'running' OR state = 'starting'"
+    " OR state = 'suspended')"
+)
+_ASIDE = (
+    "(state = 'canceled' OR state = 'deduped' OR state = 'error' OR state = 'held' OR state = 'inactive'"
+    " OR state = 'purged')"
+)
 
 
 def upgrade() -> None:
@@ -85,10 +91,8 @@ def _jobs() -> None:
         sa.Column("seq", _ROW_NUMBER, sa.ForeignKey("jobs.seq"), primary_key=True, autoincrement=False),
         sa.Column("spec", sa.LargeBinary, nullable=False),
     )
-    urgent_first = sa.text("priority DESC")
     _index("jobs_by_user", ["user", "seq"])
-    _index("jobs_pending", ["user", urgent_first, "seq"], _PENDING)
-    _index("jobs_pending_all", [urgent_first, "seq"], _PENDING)
+    _index("jobs_pending", ["user", sa.text("priority DESC"), "seq"], _PENDING)
     _index("jobs_active", ["seq"], _ACTIVE)
     _index("jobs_aside", ["user", "state", "seq"], _ASIDE)
 
