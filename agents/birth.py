@@ -195,7 +195,7 @@ def _undo(path: str, opened: list[int]) -> None:
         os.rmdir(path)
 
 
-def never(spawn: Spawn, reason: Reason, message: str, *, stopped: bool = False) -> Over:
+def never(spawn: Spawn, reason: Reason | None, message: str, *, stopped: bool = False) -> Over:
     """The end of an attempt for which no process was made, and none will be."""
     return Over(
         ticket=spawn.ticket,

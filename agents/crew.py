@@ -12,7 +12,7 @@ from typing import Final
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.slate import Slate
-from sirepo_jobs.agents.words import Kill, Pause, Spawn
+from sirepo_jobs.agents.words import ToSpawner
 
 #: Back-off of a helper that keeps dying.
 FIRST_SECS: Final = 0.05
@@ -51,8 +51,14 @@ class Spawner:
         self.slate: Slate | None = None
         #: Attempts that it was asked for and has not ended.
         self.tickets: set[int] = set()
+        #: Those of them that it keeps in reserve, as far as it has told.
+        self.reserved: set[int] = set()
+        #: So many more it may have in reserve: earned by short jobs.
+        self.credit = 0
+        #: When it last ended a job, by the monotonic clock.
+        self.busy_at = 0.0
         #: What it is told next.
-        self.words: list[Spawn | Kill | Pause] = []
+        self.words: list[ToSpawner] = []
         self.back_off = BackOff()
 
     def start(self, body: Callable[[Lane, Slate], None]) -> int:
@@ -82,6 +88,8 @@ class Spawner:
         self.lane = None
         self.slate = None
         self.tickets = set()
+        self.reserved = set()
+        self.credit = 0
         self.words = []
         self.back_off.died()
 

@@ -18,16 +18,18 @@ from typing import Final
 
 import msgspec
 
-from sirepo_jobs.agents import exit_file, process, spawner
+from sirepo_jobs.agents import exit_file, process, spawner, words
 from sirepo_jobs.agents.crew import BackOff, Spawner, fork
 from sirepo_jobs.agents.journal import Helper, Intent, Journal
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.nursery import Child, Nursery, report
 from sirepo_jobs.agents.outbox import Kept, Outbox
 from sirepo_jobs.agents.recovery import Recovery
-from sirepo_jobs.agents.roster import Begin, Effect, End, Entry, Hold, Key, Roster, Tell, TellAgain
+from sirepo_jobs.agents.roster import Begin, Effect, End, Entry, Go, Hold, Key, Roster, Tell, TellAgain
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.words import (
+    Drop,
+    Dropped,
     FromRelay,
     Kill,
     Over,
@@ -59,8 +61,13 @@ from sirepo_jobs.protocol import (
 
 SPAWNERS: Final = 2
 VERSION: Final = "0.1.0"
-#: Under load the records of so long share one sync and one message; when idle nothing waits.
+#: While attempts stand by, the records of so long share one sync and one message; else nothing waits.
 GROUP_SECS: Final = 0.002
+#: So many attempts may a spawner have in reserve, two more for each job that lived less than so long,
+#: and it has to give them back when it has ended nothing for a while.
+RESERVE: Final = 16
+SHORT_US: Final = 50_000
+IDLE_SECS: Final = 0.02
 #: Grace of the jobs when the agent is told to stop.
 STOP_GRACE_SECS: Final = 3.0
 #: How long the last records may take to be acknowledged when the agent stops; then the journal keeps them.
@@ -101,6 +108,10 @@ class Launcher:
         #: The supervisor listens: durable records may go out.
         self._open = False
         self._again: list[bytes] = []
+        #: A child has died since the last turn.
+        self._bereaved = False
+        #: A helper is missing.
+        self._bereft = True
         self._next_sync = 0.0
         self._closing_at: float | None = None
         self._disk_full = False
@@ -156,6 +167,7 @@ class Launcher:
         if fd == self._waker.fileno():
             with suppress(BlockingIOError):
                 self._waker.recv(4096)
+            self._bereaved = True
             return
         if self._relay is not None and fd == self._relay.fileno():
             for frame in self._relay.take():
@@ -166,8 +178,10 @@ class Launcher:
                 self._hear_spawner(place)
 
     def _turn(self) -> None:
-        for child in self._nursery.reap(on_helper=self._on_helper):
-            self._over(report(child))
+        if self._bereaved:
+            self._bereaved = False
+            for child in self._nursery.reap(on_helper=self._on_helper):
+                self._over(report(child))
         now = time.monotonic()
         due = self._nursery.next_due()
         if due is not None and due <= now:
@@ -177,7 +191,9 @@ class Launcher:
                 self._over(over)
         if self._closing_at is not None and not self._roster.closing:
             self._do(self._roster.close(STOP_GRACE_SECS, _now_us()))
-        self._keep_helpers(now)
+        if self._bereft:
+            self._keep_helpers(now)
+        self._reserve(now)
         self._flush(now)
 
     def _timeout_ms(self) -> int | None:
@@ -186,9 +202,11 @@ class Launcher:
             due.append(self._next_sync)
         if self._disk_full:
             due.append(time.monotonic() + DISK_SECS)
-        if self._relay is None:
-            due.append(self._relay_back_off.due)
-        due += [place.back_off.due for place in self._crew if not place.pid]
+        if self._bereft:
+            if self._relay is None:
+                due.append(self._relay_back_off.due)
+            due += [place.back_off.due for place in self._crew if not place.pid]
+        due += [place.busy_at + IDLE_SECS for place in self._crew if place.reserved]
         if self._closing_at is not None:
             due.append(time.monotonic() + 0.1)
         if not due:
@@ -271,7 +289,9 @@ class Launcher:
         for effect in effects:
             match effect:
                 case Begin(entry):
-                    self._begin(entry)
+                    self._ask(self._spawn(entry, reserved=False))
+                case Go(entry):
+                    self._go(entry)
                 case Tell(record, start):
                     raw = _encode(record)
                     ends = (record.jid, record.attempt) if isinstance(record, Exited) else None
@@ -286,7 +306,8 @@ class Launcher:
                     if known is not None and self._open:
                         self._again.append(known)
 
-    def _begin(self, entry: Entry) -> None:
+    def _spawn(self, entry: Entry, *, reserved: bool) -> Spawn:
+        """Write the intent down, and make the request."""
         run = entry.run
         assert run is not None
         entry.mark = process.new_mark()
@@ -315,8 +336,9 @@ class Launcher:
             progress=run.progress,
             cpus=run.cpus,
             spec=bytes(run.spec),
+            reserved=reserved,
         )
-        self._ask(spawn)
+        return spawn
 
     def _ask(self, spawn: Spawn) -> None:
         places = [place for place in self._crew if place.pid]
@@ -326,6 +348,26 @@ class Launcher:
         place = min(places, key=_load)
         place.tickets.add(spawn.ticket)
         place.words.append(spawn)
+
+    def _go(self, entry: Entry) -> None:
+        for place in self._crew:
+            if entry.ticket in place.tickets:
+                place.reserved.discard(entry.ticket)
+                place.words.append(words.Go(ticket=entry.ticket))
+
+    def _reserve(self, now: float) -> None:
+        """Let spawners that end one short job after the other start the next ones without asking."""
+        least = min(map(_load, self._crew))
+        for place in self._crew:
+            if place.reserved and place.busy_at + IDLE_SECS <= now:
+                place.words.append(Drop())
+                place.reserved.clear()
+                place.credit = 0
+            elif place.pid and place.credit and self._roster.standby and _load(place) <= least + 1:
+                for entry in self._roster.reserve(min(place.credit, RESERVE - len(place.reserved))):
+                    place.tickets.add(entry.ticket)
+                    place.reserved.add(entry.ticket)
+                    place.words.append(self._spawn(entry, reserved=True))
 
     def _tell(self, ticket: int, word: Kill | Pause) -> None:
         """To whoever is the parent of that attempt."""
@@ -347,7 +389,17 @@ class Launcher:
             for word in decode_from_spawner(frame):
                 if isinstance(word, Over):
                     place.tickets.discard(word.ticket)
+                    place.reserved.discard(word.ticket)
+                    place.reserved.discard(word.successor)
+                    if word.started_at is not None and word.at - word.started_at < SHORT_US:
+                        place.credit = min(place.credit + 2, RESERVE)
+                    place.busy_at = time.monotonic()
                     self._over(word)
+                elif isinstance(word, Dropped):
+                    place.tickets.discard(word.ticket)
+                    self._intents.pop(word.ticket, None)
+                    self._spawns.pop(word.ticket, None)
+                    self._do(self._roster.dropped(word.ticket, _now_us()))
                 elif isinstance(word, Spawned):
                     self._do(self._roster.spawned(word.ticket, word.pid, word.start, word.at))
                     self._born(word)
@@ -369,6 +421,7 @@ class Launcher:
         self._do(self._roster.over(over))
 
     def _on_helper(self, pid: int, status: int) -> None:
+        self._bereft = True
         if pid == self._relay_pid:
             self._relay_died()
             return
@@ -387,6 +440,7 @@ class Launcher:
             self._poll.unregister(place.lane.fileno())
         self._hear_last(place)
         lines = place.slate.read()
+        successors = {line.instead_of: line.ticket for line in lines.values()}
         tickets = place.tickets
         place.died()
         for ticket in sorted(tickets):
@@ -395,9 +449,13 @@ class Launcher:
             line = lines.get(ticket)
             if line is None and not os.path.lexists(path):
                 # POSIT: it is dead, so it will not begin this one any more.
-                self._ask(spawn)
+                self._intents.pop(ticket, None)
+                self._spawns.pop(ticket, None)
+                self._do(self._roster.dropped(ticket, _now_us()))
             elif found := exit_file.read(path, spawn.jid, spawn.attempt):
-                self._over(exit_file.as_over(found, ticket))
+                over = exit_file.as_over(found, ticket)
+                over.successor = successors.get(ticket, 0)
+                self._over(over)
             elif line is None:
                 self._nursery.take_rest(Child(spawn, 0, path, 0, 0.0, -1, -1))
             else:
@@ -433,6 +491,7 @@ class Launcher:
                     self._ask(spawn)
         if self._relay is None and self._relay_back_off.due <= now:
             self._start_relay()
+        self._bereft = self._relay is None or any(not place.pid for place in self._crew)
 
     def _spawner_child(self, lane: Lane, slate: Slate) -> None:
         self._abandon()
@@ -492,14 +551,15 @@ class Launcher:
             if place.words:
                 lane.put(pack(place.words))
                 place.words.clear()
-            lane.flush()
-            self._watch_lane(lane)
+                self._flush_lane(lane)
+            elif lane.pending:
+                self._flush_lane(lane)
         if self._outbox.unsynced and now >= self._next_sync:
             self._disk_full = not self._journal.sync()
             if self._disk_full:
                 return
             self._outbox.synced()
-            self._next_sync = time.monotonic() + GROUP_SECS
+            self._next_sync = time.monotonic() + (GROUP_SECS if self._roster.standby else 0.0)
         if self._relay is not None:
             self._flush_relay(self._relay)
         if self._journal.long:
@@ -514,10 +574,11 @@ class Launcher:
                     break
                 lane.put(relay_records(self._session, self._epoch, records))
                 records = []
-        lane.flush()
-        self._watch_lane(lane)
+        if lane.pending:
+            self._flush_lane(lane)
 
-    def _watch_lane(self, lane: Lane) -> None:
+    def _flush_lane(self, lane: Lane) -> None:
+        lane.flush()
         if not lane.closed:
             with suppress(FileNotFoundError):
                 self._poll.modify(lane.fileno(), select.POLLIN | (select.POLLOUT if lane.pending else 0))
@@ -567,7 +628,7 @@ class Launcher:
 
 
 def _load(place: Spawner) -> int:
-    return len(place.tickets)
+    return len(place.tickets) - len(place.reserved)
 
 
 def _now_us() -> int:

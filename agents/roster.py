@@ -44,6 +44,12 @@ class Begin(NamedTuple):
     entry: Entry
 
 
+class Go(NamedTuple):
+    """Have the reserved one started by the spawner that has it."""
+
+    entry: Entry
+
+
 class End(NamedTuple):
     """TERM, and KILL after the grace."""
 
@@ -71,7 +77,7 @@ class TellAgain(NamedTuple):
     key: Key
 
 
-Effect = Begin | End | Hold | Tell | TellAgain
+Effect = Begin | Go | End | Hold | Tell | TellAgain
 
 
 class Roster:
@@ -83,9 +89,11 @@ class Roster:
         #: Nothing starts any more.
         self.closing = False
         self._entries: dict[Key, Entry] = {}
-        #: Attempts that have a process, or are about to.
+        #: Attempts that have a process, or are about to, or are in reserve.
         self._tickets: dict[int, Entry] = {}
+        #: In the order in which they came. Those in reserve have a ticket.
         self._standby: dict[Key, Entry] = {}
+        self._ended = 0
         self._canceled: dict[Key, None] = {}
         self._last_ticket = 0
 
@@ -98,7 +106,12 @@ class Roster:
     @property
     def live(self) -> int:
         """Attempts that have or may get a process."""
-        return len(self._tickets) + len(self._standby)
+        return len(self._entries) - self._ended
+
+    @property
+    def standby(self) -> int:
+        """Attempts that wait for slots."""
+        return len(self._standby)
 
     def entries(self) -> Iterator[Entry]:
         """All of them."""
@@ -146,7 +159,7 @@ class Roster:
 
     def grant(self, grant: Grant) -> list[Effect]:
         """`Grant`."""
-        entry = self._standby.pop((grant.jid, grant.attempt), None)
+        entry = self._standby.get((grant.jid, grant.attempt))
         return [] if entry is None else [self._begin(entry)]
 
     def cancel(self, cancel: Cancel, at: int) -> list[Effect]:
@@ -163,7 +176,7 @@ class Roster:
     def signal(self, signal: Signal) -> list[Effect]:
         """`Signal`."""
         entry = self._entries.get((signal.jid, signal.attempt))
-        if entry is None or not entry.ticket or entry.state == "ended":
+        if entry is None or entry.state in ("standby", "ended"):
             return []
         return [Hold(entry, signal.suspend)]
 
@@ -182,7 +195,8 @@ class Roster:
         entry = self._tickets.get(ticket)
         if entry is None or entry.started_at is not None:
             return []
-        if entry.state == "starting":
+        self._standby.pop(entry.key, None)
+        if entry.state != "suspended":
             entry.state = "running"
         entry.started_at = at
         jid, attempt = entry.key
@@ -207,10 +221,16 @@ class Roster:
         entry = self._tickets.pop(over.ticket, None)
         if entry is None:
             return []
-        successor = self._successor(entry)
+        successor, begun = None, False
+        # One in reserve had no slots to leave.
+        if self._standby.pop(entry.key, None) is None:
+            successor = self._tickets.get(over.successor)
+            # It may have got slots of its own meanwhile: then these are free for another one.
+            begun = successor is not None and self._standby.pop(successor.key, None) is not None
+            if not begun:
+                successor = self._successor(entry)
         jid, attempt = entry.key
-        entry.state = "ended"
-        entry.run = None
+        self._end(entry)
         self.last_seq += 1
         exited = Exited(
             seq=self.last_seq,
@@ -233,15 +253,44 @@ class Roster:
         )
         if successor is None:
             return [Tell(exited)]
-        del self._standby[successor.key]
+        if begun:
+            successor.state = "starting"
+            return [Tell(exited)]
         return [Tell(exited), self._begin(successor)]
+
+    # -- reserve
+
+    def reserve(self, count: int) -> list[Entry]:
+        """Give tickets to the next that stand by, so that a spawner may start them without asking."""
+        entries: list[Entry] = []
+        for entry in self._standby.values():
+            if len(entries) >= count:
+                break
+            if not entry.ticket:
+                self._assign(entry)
+                entries.append(entry)
+        return entries
+
+    def dropped(self, ticket: int, at: int) -> list[Effect]:
+        """A spawner has given it back, unbegun."""
+        entry = self._tickets.pop(ticket, None)
+        if entry is None:
+            return []
+        entry.ticket = 0
+        if entry.stopping is not None:
+            self._standby.pop(entry.key, None)
+            return [self._never(entry, at, "canceled before it began")]
+        # Else slots were given to it while it was on its way back.
+        return [] if entry.key in self._standby else [self._begin(entry)]
 
     # -- memory of before
 
     def restore(self, entry: Entry) -> None:
         """Take back an attempt that an earlier launcher began, or whose end is not acknowledged."""
         self._entries[entry.key] = entry
-        if entry.state != "ended":
+        if entry.state == "ended":
+            self._ended += 1
+        else:
             self._assign(entry)
 
     def forget(self, key: Key) -> None:
@@ -249,13 +298,22 @@ class Roster:
         entry = self._entries.get(key)
         if entry is not None and entry.state == "ended":
             del self._entries[key]
+            self._ended -= 1
 
     # -- inside
 
-    def _begin(self, entry: Entry) -> Begin:
+    def _begin(self, entry: Entry) -> Begin | Go:
+        self._standby.pop(entry.key, None)
         entry.state = "starting"
+        if entry.ticket:
+            return Go(entry)
         self._assign(entry)
         return Begin(entry)
+
+    def _end(self, entry: Entry) -> None:
+        entry.state = "ended"
+        entry.run = None
+        self._ended += 1
 
     def _assign(self, entry: Entry) -> None:
         self._last_ticket += 1
@@ -266,23 +324,27 @@ class Roster:
         if self.closing or ended.run is None:
             return None
         cpus = ended.run.cpus
+        in_reserve = None
         for entry in self._standby.values():
-            if entry.run is not None and entry.run.cpus <= cpus:
-                return entry
-        return None
+            if entry.run is not None and entry.run.cpus <= cpus and entry.stopping is None:
+                if not entry.ticket:
+                    return entry
+                # It is about to be started where it is; take it only when there is no other.
+                in_reserve = in_reserve or entry
+        return in_reserve
 
     def _stop(self, entry: Entry, grace_secs: float, at: int) -> list[Effect]:
         if entry.state == "ended":
             return []
-        if self._standby.pop(entry.key, None) is not None:
+        if not entry.ticket:
+            del self._standby[entry.key]
             return [self._never(entry, at, "canceled before it began")]
         entry.stopping = grace_secs if entry.stopping is None else min(grace_secs, entry.stopping)
         return [End(entry, grace_secs)]
 
     def _never(self, entry: Entry, at: int, why: str) -> Tell:
         jid, attempt = entry.key
-        entry.state = "ended"
-        entry.run = None
+        self._end(entry)
         self.last_seq += 1
         return Tell(
             Exited(

@@ -8,7 +8,9 @@ import mmap
 import struct
 from typing import Final, NamedTuple
 
-_SLOT: Final = struct.Struct("<QqIi")
+_SLOT: Final = struct.Struct("<QqIiQ")
+_STATUS: Final = struct.Struct("<i")
+_STATUS_AT: Final = 20
 _SLOTS: Final = 1024
 #: No wait status is this.
 _RUNNING: Final = -1
@@ -22,6 +24,8 @@ class Line(NamedTuple):
     pid: int
     #: The kernel's wait status, once the process was waited for.
     status: int | None
+    #: The attempt in whose place it was started; 0 = none.
+    instead_of: int
 
 
 class Slate:
@@ -31,31 +35,32 @@ class Slate:
         self._memory = mmap.mmap(-1, _SLOT.size * _SLOTS)
         self._free = list(range(_SLOTS - 1, -1, -1))
 
-    def note(self, ticket: int, pid: int, started_at: int) -> int:
+    def note(self, ticket: int, pid: int, started_at: int, instead_of: int) -> int:
         """A process was born. Returns the slot for `ended` and `wipe`; -1 when there is no room."""
         if not self._free:
             return -1
         slot = self._free.pop()
-        _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, _RUNNING)
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, _RUNNING, instead_of)
         return slot
 
-    def ended(self, slot: int, ticket: int, pid: int, started_at: int, status: int) -> None:
+    def ended(self, slot: int, status: int) -> None:
         """Its wait status was taken."""
         if slot >= 0:
-            _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, status)
+            _STATUS.pack_into(self._memory, slot * _SLOT.size + _STATUS_AT, status)
 
     def wipe(self, slot: int) -> None:
         """The launcher was told everything."""
         if slot >= 0:
-            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0, 0)
+            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0, 0, 0)
             self._free.append(slot)
 
     def read(self) -> dict[int, Line]:
         """By ticket: what was in hand."""
         lines = {}
-        for ticket, started_at, pid, status in _SLOT.iter_unpack(self._memory):
+        for ticket, started_at, pid, status, instead_of in _SLOT.iter_unpack(self._memory):
             if ticket:
-                lines[ticket] = Line(ticket, started_at, pid, None if status == _RUNNING else status)
+                known = None if status == _RUNNING else status
+                lines[ticket] = Line(ticket, started_at, pid, known, instead_of)
         return lines
 
     def close(self) -> None:

@@ -1,10 +1,12 @@
 """The parent of jobs: a small loop that starts them, waits for them and tells the launcher.
 
 Two of these start processes faster than one, and both stay small whatever the launcher remembers.
+A spawner may have attempts in reserve: when a job ends it starts the next one at once, without asking.
 When the launcher dies, a spawner takes no new work, but keeps its jobs, their limits and their
 `exit.json`, and ends with the last of them.
 """
 
+import gc
 import os
 import select
 import signal
@@ -18,12 +20,28 @@ from sirepo_jobs.agents.birth import Births, Busy, never
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.nursery import Child, Nursery, report
 from sirepo_jobs.agents.slate import Slate
-from sirepo_jobs.agents.words import Kill, Over, Paused, Spawn, Spawned, decode_to_spawner, pack
+from sirepo_jobs.agents.words import (
+    Drop,
+    Dropped,
+    FromSpawner,
+    Go,
+    Kill,
+    Over,
+    Paused,
+    Spawn,
+    Spawned,
+    decode_to_spawner,
+    pack,
+)
 from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.reasons import Reason
 
 #: A birth is told when the process has lived so long: for most short jobs it never has to be.
 QUIET_SECS: Final = 0.004
+#: An end whose slot is taken already may be told so much later, together with others ...
+GROUP_SECS: Final = 0.003
+#: ... while at least so many are in reserve.
+ENOUGH: Final = 3
 #: How long to wait before each further try when the host cannot make a process.
 RETRY_SECS: Final = (0.05, 0.2, 0.8, 2.0)
 #: So much badness, in thousandths of all memory, do jobs have over the launcher and the agent.
@@ -38,7 +56,13 @@ class Spawner:
         self._slate = slate
         self._births = Births(spec.run_root, os.environ, spec.pass_env)
         self._nursery = Nursery()
-        self._words: list[Spawned | Over | Paused] = []
+        self._words: list[FromSpawner] = []
+        #: When the words must be told at the latest, by the monotonic clock.
+        self._tell_at = 0.0
+        #: On the slate until the words are told.
+        self._told_slots: list[int] = []
+        #: To be started when slots get free here, in this order.
+        self._reserved: dict[int, Spawn] = {}
         #: Born a moment ago, not told yet: (when to tell, child).
         self._young: deque[tuple[float, Child]] = deque()
         #: To be tried again: ticket -> (when, how often tried, what).
@@ -55,28 +79,26 @@ class Spawner:
         poll.register(waker.fileno(), select.POLLIN)
         poll.register(self._lane.fileno(), select.POLLIN)
         lane_fd = self._lane.fileno()
-        while not self._lane.closed or len(self._nursery) or self._words:
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
+        while not self._lane.closed or len(self._nursery):
             for fd, event in poll.poll(self._timeout_ms()):
                 if fd == lane_fd:
                     if event & ~select.POLLOUT:
                         self._hear(hung_up=bool(event & select.POLLHUP))
                 else:
                     waker.recv(4096)
-            for child in self._nursery.reap(on_ended=self._note_end):
-                self._tell_over(child)
+                    self._reap()
             self._tick()
-            if self._words:
-                self._lane.put(pack(self._words))
-                self._words.clear()
-            self._lane.flush()
             if self._lane.closed:
                 if lane_fd >= 0:
                     poll.unregister(lane_fd)
                     lane_fd = -1
                 self._again.clear()
+                self._reserved.clear()
                 self._words.clear()
             else:
-                poll.modify(lane_fd, select.POLLIN | (select.POLLOUT if self._lane.pending else 0))
+                self._tell(poll)
 
     # -- what the launcher says
 
@@ -86,51 +108,100 @@ class Spawner:
             # for; its successor decides what was begun after this process has ended.
             self._lane.close()
             return
-        frames = self._lane.take()
-        for frame in frames:
+        for frame in self._lane.take():
             for word in decode_to_spawner(frame):
                 if isinstance(word, Spawn):
-                    self._start(word, 0)
+                    if word.reserved:
+                        self._reserved[word.ticket] = word
+                    else:
+                        self._begin(word)
+                elif isinstance(word, Go):
+                    spawn = self._reserved.pop(word.ticket, None)
+                    if spawn is not None:
+                        self._begin(spawn)
                 elif isinstance(word, Kill):
                     self._kill(word)
+                elif isinstance(word, Drop):
+                    self._say(*(Dropped(ticket=ticket) for ticket in self._reserved))
+                    self._reserved.clear()
                 elif self._nursery.pause(word.ticket, on=word.on):
-                    self._words.append(Paused(ticket=word.ticket, at=_now_us(), on=word.on))
-        os.chdir("/")
+                    self._say(Paused(ticket=word.ticket, at=_now_us(), on=word.on))
 
-    def _start(self, spawn: Spawn, tries: int) -> None:
+    def _kill(self, word: Kill) -> None:
+        waiting = self._again.pop(word.ticket, None)
+        spawn = self._reserved.pop(word.ticket, None) if waiting is None else waiting[2]
+        if spawn is None:
+            self._nursery.stop(word.ticket, word.grace_secs)
+            return
+        over = never(spawn, None, "canceled before it began", stopped=True)
+        if waiting is None:
+            self._say(over)  # it had no slots that another one could take
+        else:
+            self._end(over, spawn.cpus)
+
+    # -- beginnings and ends
+
+    def _begin(self, spawn: Spawn, tries: int = 0, instead_of: int = 0) -> None:
         try:
             child = self._births.start(spawn)
         except Busy as exc:
             if tries < len(RETRY_SECS):
                 self._again[spawn.ticket] = (time.monotonic() + RETRY_SECS[tries], tries + 1, spawn)
             else:
-                self._words.append(never(spawn, Reason.START_FAILED, str(exc)))
+                self._end(never(spawn, Reason.START_FAILED, str(exc)), spawn.cpus)
             return
         if isinstance(child, Over):
-            self._words.append(child)
+            self._end(child, spawn.cpus)
             return
-        child.slot = self._slate.note(child.ticket, child.pid, child.started_at)
+        child.slot = self._slate.note(child.ticket, child.pid, child.started_at, instead_of)
         self._nursery.take(child)
         self._young.append((child.started_mono + QUIET_SECS, child))
 
-    def _kill(self, word: Kill) -> None:
-        waiting = self._again.pop(word.ticket, None)
-        if waiting is not None:
-            self._words.append(
-                never(waiting[2], Reason.START_FAILED, "canceled before it began", stopped=True)
-            )
-        else:
-            self._nursery.stop(word.ticket, word.grace_secs)
+    def _end(self, over: Over, cpus: int) -> None:
+        """Tell it, and start the next one that fits into its slots."""
+        following = None
+        for spawn in self._reserved.values():
+            if spawn.cpus <= cpus:
+                following = spawn
+                break
+        if following is None:
+            self._say(over)
+            return
+        del self._reserved[following.ticket]
+        over.successor = following.ticket
+        if not self._words:
+            self._tell_at = time.monotonic() + GROUP_SECS
+        self._words.append(over)
+        if len(self._reserved) < ENOUGH:
+            self._tell_at = 0.0
+        self._begin(following, instead_of=over.ticket)
 
-    # -- what happens to jobs
+    def _say(self, *words: FromSpawner) -> None:
+        self._words += words
+        self._tell_at = 0.0
+
+    def _reap(self) -> None:
+        for child in self._nursery.reap(on_ended=self._note_end):
+            self._end(report(child), child.spawn.cpus)
+            self._told_slots.append(child.slot)
+        if not len(self._nursery):
+            os.chdir("/")  # stand in nobody's way
 
     def _note_end(self, child: Child) -> None:
         assert child.status is not None
-        self._slate.ended(child.slot, child.ticket, child.pid, child.started_at, child.status)
+        self._slate.ended(child.slot, child.status)
 
-    def _tell_over(self, child: Child) -> None:
-        self._words.append(report(child))
-        self._slate.wipe(child.slot)
+    def _tell(self, poll: select.poll) -> None:
+        if self._words and (self._tell_at == 0.0 or time.monotonic() >= self._tell_at):
+            self._lane.put(pack(self._words))
+            self._words.clear()
+        elif not self._lane.pending:
+            return
+        self._lane.flush()
+        for slot in self._told_slots:
+            self._slate.wipe(slot)
+        self._told_slots.clear()
+        poll.modify(self._lane.fileno(), select.POLLIN | (select.POLLOUT if self._lane.pending else 0))
 
     # -- time
 
@@ -142,25 +213,29 @@ class Spawner:
         now = time.monotonic()
         if due is not None and due <= now:
             self._nursery.expire()
-        while young and (young[0][0] <= now or self._nursery.alive(young[0][1].ticket) is None):
-            self._tell_birth(young.popleft()[1])
-        for ticket in [ticket for ticket, (when, _, _) in again.items() if when <= now]:
-            _, tries, spawn = again.pop(ticket)
-            self._start(spawn, tries)
+        while young:
+            when, child = young[0]
+            if self._nursery.alive(child.ticket) is child:
+                if when > now:
+                    break
+                self._tell_birth(child)
+            young.popleft()
+        if again:
+            for ticket in [ticket for ticket, (when, _, _) in again.items() if when <= now]:
+                _, tries, spawn = again.pop(ticket)
+                self._begin(spawn, tries)
 
     def _tell_birth(self, child: Child) -> None:
-        if self._nursery.alive(child.ticket) is not child:
-            return
         stat = process.stat_of(child.pid)
         if stat is not None:
-            self._words.append(
-                Spawned(ticket=child.ticket, pid=child.pid, start=stat.start, at=child.started_at)
-            )
+            self._say(Spawned(ticket=child.ticket, pid=child.pid, start=stat.start, at=child.started_at))
 
     def _timeout_ms(self) -> int | None:
         due = self._nursery.next_due()
         if self._young and (due is None or self._young[0][0] < due):
             due = self._young[0][0]
+        if self._words and (due is None or self._tell_at < due):
+            due = self._tell_at
         for when, _, _ in self._again.values():
             if due is None or when < due:
                 due = when

@@ -32,6 +32,18 @@ class Spawn(Struct, frozen=True, kw_only=True, tag="spawn", omit_defaults=True):
     progress: bool = False
     cpus: int = 1
     spec: bytes = b"{}"
+    #: Do not start it before `Go`, or before an attempt with at least as many cpus ends with you.
+    reserved: bool = False
+
+
+class Go(Struct, frozen=True, kw_only=True, tag="go"):
+    """Start the reserved one now, unless it runs already."""
+
+    ticket: int
+
+
+class Drop(Struct, frozen=True, kw_only=True, tag="drop"):
+    """Give every reserved one back; each is answered by `Dropped`."""
 
 
 class Kill(Struct, frozen=True, kw_only=True, tag="kill"):
@@ -61,7 +73,7 @@ class Spawned(Struct, frozen=True, kw_only=True, tag="spawned"):
     at: int
 
 
-class Over(Struct, frozen=True, kw_only=True, tag="over", omit_defaults=True):
+class Over(Struct, kw_only=True, tag="over", omit_defaults=True):
     """The attempt has ended and nothing of it is left. Fields as in `protocol.Exited`."""
 
     ticket: int
@@ -77,6 +89,14 @@ class Over(Struct, frozen=True, kw_only=True, tag="over", omit_defaults=True):
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     usage: Usage | None = None
+    #: Ticket of the reserved one that was started in its place; 0 = none.
+    successor: int = 0
+
+
+class Dropped(Struct, frozen=True, kw_only=True, tag="dropped"):
+    """This one was reserved, and is not any more: it has not begun."""
+
+    ticket: int
 
 
 class Paused(Struct, frozen=True, kw_only=True, tag="paused"):
@@ -129,16 +149,19 @@ class _RawToRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
     msgs: list[msgspec.Raw] = []
 
 
+ToSpawner = Spawn | Go | Drop | Kill | Pause
+FromSpawner = Spawned | Over | Dropped | Paused
+
 _json = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
-decode_to_spawner = msgspec.msgpack.Decoder(list[Spawn | Kill | Pause]).decode
-decode_from_spawner = msgspec.msgpack.Decoder(list[Spawned | Over | Paused]).decode
+decode_to_spawner = msgspec.msgpack.Decoder(list[ToSpawner]).decode
+decode_from_spawner = msgspec.msgpack.Decoder(list[FromSpawner]).decode
 decode_to_relay = msgspec.json.Decoder(ToRelay).decode
 decode_from_relay = msgspec.json.Decoder(FromRelay).decode
 
 
-def pack(words: list[Spawn | Kill | Pause] | list[Spawned | Over | Paused]) -> bytes:
+def pack(words: list[ToSpawner] | list[FromSpawner]) -> bytes:
     """One frame between launcher and spawner."""
     return _pack(words)
 
