@@ -1,0 +1,304 @@
+"""What the first version promises, on the real thing: statuses, limits, queues, streams."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from sirepo_jobs.client import Client
+from sirepo_jobs.errors import BadInput, Conflict, NotFound, TooLarge, Unauthorized
+
+from .conftest import System, eventually, marked, sha256
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_a_thousand_mixed_jobs_have_the_kernels_own_status(system: System) -> None:
+    """I10, F042: every recorded status equals the wait status that the same command has when run here."""
+    kinds = [["true"], ["false"], ["sh", "-c", "kill -9 $$"]]
+    truth = [subprocess.run(kind, check=False).returncode for kind in kinds]
+    assert truth == [0, 1, -signal.SIGKILL]
+    client = system.client()
+    made = client.submit([{"command": kinds[i % 3]} for i in range(1000)])
+    assert len({job.jid for job in made}) == 1000
+    for number, job in enumerate(made):
+        ended = client.wait(job.jid, timeout=120)
+        expected = truth[number % 3]
+        if expected >= 0:
+            assert (ended.exit_code, ended.signal) == (expected, None)
+        else:
+            assert (ended.exit_code, ended.signal) == (None, -expected)
+        assert ended.state == ("completed" if expected == 0 else "error")
+        assert ended.attempt == 1
+
+
+def test_run_passes_output_and_exit_code_on(system: System) -> None:
+    done = system.cli("run", "--", "sh", "-c", "printf abc; exit 3", check=False)
+    assert (done.stdout, done.returncode) == (b"abc", 3)
+
+
+def test_a_time_limit_ends_it_and_leaves_no_process(system: System) -> None:
+    begin = time.monotonic()
+    done = system.cli("run", "--time-limit", "1s", "--", "sleep", "100.0625", check=False)
+    assert done.returncode == 124
+    assert 1.0 <= time.monotonic() - begin < 20
+    assert b"TIME_LIMIT" in done.stderr
+    assert marked("100.0625") == []
+
+
+def test_exit_codes_say_what_happened(system: System) -> None:
+    """peers.md 5.2."""
+    for command, code, word in (
+        (["no-such-command-x"], 127, b"COMMAND_NOT_FOUND"),
+        (["/etc/passwd"], 126, b"COMMAND_NOT_EXECUTABLE"),
+        (["/etc"], 126, b"COMMAND_NOT_EXECUTABLE"),
+        (["sh", "-c", "kill -15 $$"], 143, b"SIGNALED"),
+    ):
+        done = system.cli("run", "--", *command, check=False)
+        assert done.returncode == code, done.stderr
+        assert word in done.stderr
+
+
+def test_a_job_sees_a_clean_environment(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S43: no descriptors, no secrets, umask 077, a session and group of its own."""
+    script = "env; echo; ls /proc/self/fd | wc -l; umask; ps -o sid=,pgid=,pid= -p $$"
+    out = system.cli("run", "-e", "MINE=1", "--", "sh", "-c", script).stdout.decode()
+    names = {line.partition("=")[0] for line in out.split("\n\n")[0].splitlines()}
+    assert {"MINE", "SIREPO_JOBS_JID", "SIREPO_JOBS_ATTEMPT", "SIREPO_JOBS_RUN_DIR", "PATH"} <= names
+    assert not {"SIREPO_JOBS_ROOT", "PYTEST_CURRENT_TEST"} & names
+    token = (system.root / "token").read_text().strip()
+    assert token not in out
+    descriptors, umask, ids = out.split("\n\n")[1].split("\n")[:3]
+    assert int(descriptors) == 4, "stdin, stdout, stderr, and the one that `ls` opened"
+    assert umask == "0077"
+    assert len(set(ids.split())) == 1
+
+
+def test_the_run_dir_holds_what_was_asked_and_what_came_of_it(system: System) -> None:
+    client = system.client()
+    (job,) = client.submit([{"command": ["sh", "-c", "echo out; echo err >&2; exit 5"], "name": "five"}])
+    client.wait(job.jid)
+    (found,) = system.root.glob(f"users/*/jobs/{job.jid}/1")
+    assert (found / "stdout").read_bytes() == b"out\n"
+    assert (found / "stderr").read_bytes() == b"err\n"
+    assert json.loads((found / "spec.json").read_text())["name"] == "five"
+    assert json.loads((found / "exit.json").read_text())["exit_code"] == 5
+    assert (found.stat().st_mode & 0o777, (found / "stdout").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_binary_output_is_served_as_it_is(system: System, tmp_path: Path) -> None:
+    """F054: every byte value, invalid UTF-8, no newline at the end."""
+    data = bytes(range(256)) * 300 + b"\xff\xfe no newline"
+    (tmp_path / "data").write_bytes(data)
+    assert system.cli("run", "--", "cat", str(tmp_path / "data")).stdout == data
+
+
+def test_output_written_just_before_the_exit_is_whole(system: System) -> None:
+    """F113: a hundred times."""
+    client = system.client()
+    jobs = client.submit([{"command": ["printf", "%s", f"last words {i}"]} for i in range(100)])
+    for i, job in enumerate(jobs):
+        assert b"".join(client.logs(job.jid, follow=True)) == f"last words {i}".encode()
+
+
+DAEMONS = {
+    "background": "sleep {n} & exit 0",
+    "setsid": "setsid sleep {n} & exit 0",
+    "double fork": "(setsid sh -c 'sleep {n} & exit 0' &) ; sleep 0.2; exit 0",
+    "closed files": "setsid sleep {n} <&- >&- 2>&- & exit 0",
+    "no environment": "env -i setsid sleep {n} & sleep 0.1; exit 0",
+    "nohup": "nohup setsid sh -c 'trap \"\" HUP TERM; sleep {n}' >/dev/null 2>&1 & sleep 0.1; exit 0",
+}
+
+
+@pytest.mark.parametrize("style", DAEMONS)
+def test_a_job_that_makes_daemons_leaves_nothing(system: System, style: str) -> None:
+    """I17, F043: also when its main program ends well; and a neighbour is left alone (I20)."""
+    client = system.client()
+    word = f"700.{os.getpid()}{len(style)}"
+    (neighbour,) = client.submit([{"command": ["sleep", f"9{word}"]}])
+    eventually(lambda: client.get(neighbour.jid).state == "running")
+    (job,) = client.submit([{"command": ["sh", "-c", DAEMONS[style].format(n=word)]}])
+    assert client.wait(job.jid).exit_code == 0
+    assert [pid for pid in marked(word) if pid not in marked(f"9{word}")] == []
+    assert client.get(neighbour.jid).state == "running"
+    client.cancel(neighbour.jid)
+    assert client.wait(neighbour.jid).state == "canceled"
+    assert marked(word) == []
+
+
+def test_cancel_of_a_job_with_daemons_that_ignore_term(system: System) -> None:
+    """F044."""
+    client = system.client()
+    word = f"800.{os.getpid()}"
+    script = f"trap '' TERM; (trap '' TERM; setsid sleep {word} &); while :; do sleep 0.1; done"
+    (job,) = client.submit([{"command": ["sh", "-c", script], "limits": {"grace": "0.3s"}}])
+    eventually(lambda: marked(word))
+    client.cancel(job.jid)
+    ended = client.wait(job.jid, timeout=30)
+    assert (ended.state, ended.reason, ended.signal) == ("canceled", "CANCELED_BY_USER", 9)
+    assert marked(word) == []
+
+
+def test_progress_becomes_live_status(system: System) -> None:
+    """SIR-22: the newest line, free fields included."""
+    client = system.client()
+    line = '{"percent_complete": 40, "frame_count": 2, "colour": "red"}'
+    script = f"echo '{line}' > $SIREPO_JOBS_PROGRESS; sleep 30"
+    (job,) = client.submit([{"command": ["sh", "-c", script], "progress": "jsonl"}])
+    found = eventually(lambda: client.get(job.jid).progress)
+    assert found == {"percent_complete": 40, "frame_count": 2, "colour": "red"}
+    client.cancel(job.jid)
+    assert client.wait(job.jid, timeout=60).progress == found
+
+
+def test_bad_input_gets_a_clear_error(system: System) -> None:
+    client = system.client()
+    with pytest.raises(BadInput, match="did you mean 'command'"):
+        client.submit([{"comand": ["true"]}])
+    with pytest.raises(BadInput, match="is empty"):
+        client.submit([{"command": []}])
+    with pytest.raises(BadInput, match=r"cpus: needs 4096"):
+        client.submit([{"command": ["true"], "resources": {"cpus": 4096}}])
+    with pytest.raises(BadInput, match="not a duration"):
+        client.submit([{"command": ["true"], "limits": {"soft": "400y"}}])
+    with pytest.raises(NotFound):
+        client.get("01AAAAAAAAAAAAAAAAAAAAAAAA")
+    with pytest.raises(Unauthorized):
+        Client(system.url, "x" * 43).get("01AAAAAAAAAAAAAAAAAAAAAAAA")
+    with pytest.raises(TooLarge):
+        client.submit([{"command": ["true"], "env": {"A": "x" * (1 << 18)}}] * 100)
+
+
+def test_an_oversized_body_is_413(system: System) -> None:
+    http = urllib3.PoolManager(retries=False)
+    token = (system.root / "token").read_text().strip()
+    answer = http.request(
+        "POST",
+        f"{system.url}/api/v1/jobs",
+        body=b" " * (17 << 20),
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    assert answer.status == 413
+    assert answer.headers["Content-Type"].startswith("application/problem+json")
+
+
+def test_the_same_key_makes_the_same_job(system: System) -> None:
+    client = system.client()
+    (first,) = client.submit([{"command": ["true"]}], idempotency_key="k1")
+    (second,) = client.submit([{"command": ["true"]}], idempotency_key="k1")
+    assert first.jid == second.jid
+    with pytest.raises(Conflict, match="another request"):
+        client.submit([{"command": ["false"]}], idempotency_key="k1")
+
+
+def test_secrets_and_run_dirs_are_closed_to_others(system: System) -> None:
+    for name in ("token", "secret", "supervisor.sock", "jobs.db"):
+        assert (system.root / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_a_second_supervisor_on_the_same_root_refuses(system: System) -> None:
+    """F012: within 5 s, naming the holder."""
+    begin = time.monotonic()
+    done = system.cli("up", "--port", "0", check=False)
+    assert done.returncode != 0
+    assert time.monotonic() - begin < 5
+    assert str(system.pid("supervisor")).encode() in done.stderr or b"pid" in done.stderr
+
+
+def test_ten_thousand_queued_jobs(own_system: System) -> None:
+    """Memory of the supervisor grows by less than 20 MB; listing and cancelling stay quick."""
+    client = own_system.client()
+    blockers = client.submit([{"command": ["sleep", "600"]}] * os.cpu_count())
+    for job in blockers:
+        eventually(lambda job=job: client.get(job.jid).state == "running")
+    client.submit([{"command": ["true"]}] * 200)  # warm: code paths, caches, buffers of one batch
+    list(client.jobs(limit=100))
+    before = own_system.rss(own_system.pid("supervisor"))
+    made = [job for _ in range(10) for job in client.submit([{"command": ["true"]}] * 1000)]
+    begin = time.monotonic()
+    page = next(iter(client.jobs(state="pending")))
+    listed = time.monotonic() - begin
+    begin = time.monotonic()
+    last = client.cancel(made[-1].jid)
+    canceled = time.monotonic() - begin
+    grown = own_system.rss(own_system.pid("supervisor")) - before
+    print(f"grown {grown / 1e6:.1f} MB, first page {listed * 1e3:.0f} ms, cancel {canceled * 1e3:.0f} ms")
+    assert page.state == "pending"
+    assert last.state == "canceled"
+    assert grown < 20e6
+    assert listed < 2.0
+    assert canceled < 2.0
+    waiting = client.get(made[5000].jid)
+    assert waiting.reason == "PRIORITY"
+    assert "before it" in waiting.situation
+
+
+def test_two_hundred_megabytes_followed_live_arrive_whole(own_system: System) -> None:
+    """I13, I31: the digest is equal, supervisor, front end and agent grow by less than 32 MB each."""
+    client = own_system.client()
+    # 200 MB of text that is different everywhere, so that a lost or doubled block shows
+    program = "import sys\nfor i in range(2_000_000): sys.stdout.write('%099d\\n' % i)"
+    expected = hashlib.sha256()
+    for i in range(2_000_000):
+        expected.update(b"%099d\n" % i)
+    (warm,) = client.submit([{"command": ["true"]}])
+    client.wait(warm.jid)
+    watched = {p.pid: p for p in own_system.agents()}
+    pids = [own_system.pid("supervisor"), own_system.pid("frontend"), *watched]
+    before = {pid: own_system.rss(pid) for pid in pids}
+    peak = dict(before)
+    (job,) = client.submit([{"command": ["python3", "-c", program]}])
+
+    def chunks():
+        for number, chunk in enumerate(client.logs(job.jid, follow=True)):
+            if number % 50 == 0:
+                for pid in pids:
+                    peak[pid] = max(peak[pid], own_system.rss(pid))
+            yield chunk
+
+    size, digest = sha256(chunks())
+    assert (size, digest) == (200_000_000, expected.hexdigest())
+    grown = {pid: (peak[pid] - before[pid]) / 1e6 for pid in pids}
+    print("grown MB:", {pid: round(mb, 1) for pid, mb in grown.items()})
+    assert max(grown.values()) < 32
+    ended = client.wait(job.jid)
+    assert (ended.exit_code, ended.stdout_bytes) == (0, 200_000_000)
+
+
+def test_jobs_and_agents_outlive_the_doors(own_system: System) -> None:
+    """SYS-16: SIGTERM ends the doors; what runs goes on, and its result is there afterwards."""
+    client = own_system.client()
+    (job,) = client.submit([{"command": ["sh", "-c", "sleep 2; echo still here"]}])
+    eventually(lambda: client.get(job.jid).state == "running")
+    own_system.down()
+    assert marked("still here")
+    own_system.up()
+    client = own_system.client()
+    assert client.wait(job.jid, timeout=60).exit_code == 0
+    assert b"".join(client.logs(job.jid)) == b"still here\n"
+
+
+def test_a_killed_supervisor_comes_back_and_knows_everything(own_system: System) -> None:
+    """F001..F006 in the large: kill -9 with work running and queued; everything ends once."""
+    client = own_system.client()
+    made = client.submit([{"command": ["sh", "-c", "sleep 0.05; echo $SIREPO_JOBS_ATTEMPT"]}] * 60)
+    for _ in range(3):
+        pid = own_system.pid("supervisor")
+        eventually(lambda: client.get(made[0].jid))
+        os.kill(pid, signal.SIGKILL)
+        eventually(
+            lambda pid=pid: (
+                (own_system.root / "supervisor.pid").exists() and own_system.pid("supervisor") != pid
+            )
+        )
+    for job in made:
+        ended = client.wait(job.jid, timeout=120)
+        assert (ended.state, ended.attempt) == ("completed", 1)
+        assert b"".join(client.logs(job.jid)) == b"1\n"
