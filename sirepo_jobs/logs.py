@@ -42,6 +42,7 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("msg"),
             _redact,
+            _in_order,
             structlog.processors.JSONRenderer(),
         ]
     else:
@@ -62,8 +63,9 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Tornado tells of every request at info, and of every client that hangs up.
-    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    # Tornado tells of every request at info, Alembic of every plug-in that it has.
+    for name in ("tornado.access", "alembic.runtime.plugins"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -74,6 +76,11 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    first = {key: event.pop(key) for key in ("ts", "level", "msg", "logger") if key in event}
+    return {**first, **event}
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -42,8 +42,10 @@ class FakeSupervisor:
         #: (method, path with query, headers, body) of every request, in order.
         self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
         self.changed = asyncio.Condition()
-        #: Streams that are open now.
+        #: Streams that are open now, and that ever were.
         self.streams = 0
+        self.opened = 0
+        self.round = 0
         #: After so many bytes a log stream breaks off, once.
         self.cut_after: int | None = None
         #: So many requests are received and not answered: the connection is closed.
@@ -108,6 +110,12 @@ class FakeSupervisor:
         async with self.changed:
             self.jobs[jid] |= fields
             self.jobs[jid]["version"] += 1
+            self.changed.notify_all()
+
+    async def end_streams(self) -> None:
+        """Every stream that is open comes to a proper end."""
+        async with self.changed:
+            self.round += 1
             self.changed.notify_all()
 
     async def write(self, jid: str, data: bytes, stream: str = "stdout") -> None:
@@ -186,7 +194,7 @@ class _Jobs(_Handler):
     def get(self) -> None:
         start = int(self.get_argument("cursor", "0"))
         limit = int(self.get_argument("limit", "100"))
-        states = self.get_argument("state", "")
+        states = self.get_argument("state", "").replace("active", "pending,running,canceling")
         jobs = [job for job in self.fake.jobs.values() if not states or job["state"] in states.split(",")]
         more = start + limit < len(jobs)
         self.write({"jobs": jobs[start : start + limit], "next_cursor": str(start + limit) if more else None})
@@ -219,7 +227,9 @@ class _StopAgents(_Handler):
 class _Stream(_Handler):
     async def send(self, pieces: AsyncIterator[bytes]) -> None:
         self.fake.streams += 1
+        self.fake.opened += 1
         try:
+            await self.flush()
             async for piece in pieces:
                 self.write(piece)
                 await self.flush()
@@ -243,6 +253,10 @@ class _Logs(_Stream):
     async def get(self, jid: str, stream: str) -> None:
         if (job := self.job(jid)) is None:
             return
+        follow = self.get_argument("follow", "0") == "1"
+        while follow and job["state"] == "pending" and not self.gone:
+            async with self.fake.changed:
+                await self.fake.changed.wait()
         self.set_header("Content-Type", "application/octet-stream")
         self.set_header("X-Attempt", str(job["attempt"]))
         offset = int(self.get_argument("offset", "0"))
@@ -250,8 +264,7 @@ class _Logs(_Stream):
             await self.send(self._big(offset))
             return
         data = self.fake.logs[jid, stream]
-        if self.get_argument("follow", "0") == "1":
-            await self.flush()
+        if follow:
             await self.send(self._follow(job, data, offset))
         else:
             limit = int(self.get_argument("limit", str(1 << 50)))
@@ -266,8 +279,9 @@ class _Logs(_Stream):
             self.fake.written += len(piece)
 
     async def _follow(self, job: dict[str, Any], data: bytearray, offset: int) -> AsyncIterator[bytes]:
+        started = self.fake.round
         while not self.gone:
-            ended = job["state"] in ("completed", "error", "canceled")
+            ended = started != self.fake.round or job["state"] in ("completed", "error", "canceled")
             if len(data) > offset:
                 cut = self.fake.cut_after
                 if cut is not None and len(data) > cut:
@@ -288,7 +302,6 @@ class _Events(_Stream):
     async def get(self) -> None:
         self.set_header("Content-Type", "text/event-stream")
         after = int(self.request.headers.get("Last-Event-ID", self.get_argument("after", "0")))
-        await self.flush()
         await self.send(self._events(after))
 
     async def _events(self, after: int) -> AsyncIterator[bytes]:

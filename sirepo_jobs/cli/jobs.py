@@ -217,4 +217,5 @@ def _exit_text(job: Job) -> str:
 def _span(start: datetime | None, end: datetime | None) -> str:
     if start is None or end is None:
         return "-"
-    return format_secs(max((end - start).total_seconds(), 0.0))
+    secs = max((end - start).total_seconds(), 0.0)
+    return f"{secs:.1f}s" if secs < 60 else format_secs(secs)

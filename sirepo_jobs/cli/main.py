@@ -40,8 +40,18 @@ COMMANDS: dict[str, str] = {
 AS_THE_JOB = frozenset({"run", "wait"})
 
 
+class ReaderGone(Exception):
+    """Nobody reads our stdout any more."""
+
+
 class LazyGroup(click.Group):
     """Imports a command when somebody asks for it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None  # click would exit with 1
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -91,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ours or EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # The reader has left. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE

@@ -11,6 +11,7 @@ import click
 from sirepo_jobs.client import Client, Job, exit_status
 from sirepo_jobs.errors import Error
 
+from .render import safe
 from .screen import STDERR, STDOUT, Screen
 from .spec_options import make_spec, spec_options
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
@@ -50,7 +51,7 @@ def run_command(here: Surroundings, /, command: tuple[str, ...], no_progress: bo
     for trouble in follower.troubles:
         tell(here, Trouble.of_error(trouble))
     if job.situation and exit_status(job) >= EXIT_OURS - 1:
-        print(f"sirepo-jobs: {job.situation}", file=sys.stderr)
+        print(f"sirepo-jobs: {job.reason}: {safe(job.situation)}", file=sys.stderr)
     return EXIT_OURS if follower.troubles else exit_status(job)
 
 
@@ -96,9 +97,9 @@ class Follower:
             with self._news:
                 self._job = job
                 self._news.notify_all()
+            self.screen.show(job)
             if job.ended:
                 return job
-            self.screen.show(job)
             looked_at = time.monotonic()
             known = job
             job = self._client.get(self._jid, wait=60, version=known.version)

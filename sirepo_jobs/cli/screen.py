@@ -59,7 +59,7 @@ class Screen:
                 self._line = _bar(job) if job.percent is not None else _waiting(job)
                 self._draw()
             elif job.percent is not None:
-                self._tell(job.percent)
+                self._tell(job.percent, last=job.ended)
 
     def done(self) -> None:
         """Leave the terminal as it was."""
@@ -67,14 +67,12 @@ class Screen:
             self._wipe()
             self._line = ""
 
-    def _tell(self, percent: float) -> None:
+    def _tell(self, percent: float, *, last: bool) -> None:
         now = self._clock()
         since = now - self._told_at
         moved = percent - self._told_percent
-        last = percent >= 100 > self._told_percent
-        if not last and not (
-            since >= _PLAIN_SECS and (moved >= _PLAIN_POINTS or (moved and since >= _PLAIN_SILENCE_SECS))
-        ):
+        far = moved >= _PLAIN_POINTS or since >= _PLAIN_SILENCE_SECS
+        if not moved or not (last or percent >= 100 or (far and since >= _PLAIN_SECS)):
             return
         self._told_percent, self._told_at = percent, now
         _write_all(STDERR, f"progress {percent:.0f}%\n".encode())

@@ -126,6 +126,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._query = query.canonical(raw_query, route.query)
         if route.kind is Kind.SUBMIT:
             self._body_limit = self._frontend.max_body_bytes
+        # We count for ourselves: beyond its own limit Tornado hangs up without a word.
+        self._connection.set_max_body_size(self._body_limit + limits.MAX_DISCARD_BYTES)
         self._check_length()
 
     def _check_length(self) -> None:
@@ -139,7 +141,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._body.clear()
         # Somebody who sends much, to the right place, is a client with a large batch: it reads no
         # answer before all of it is sent, and would only see a broken connection.
-        patience = limits.MAX_DISCARD_BYTES if isinstance(error, TooLarge) else limits.MAX_SMALL_BODY_BYTES
+        patience = limits.MAX_SMALL_BODY_BYTES
+        if isinstance(error, TooLarge):
+            patience = self._body_limit + limits.MAX_DISCARD_BYTES
         length = self._headers.get("Content-Length", "")
         if "Expect" in self._headers or (length.isdecimal() and int(length[:18]) > patience):
             self._connection.set_max_body_size(1 << 62)  # Tornado must not say anything after us
