@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+import sirepo_jobs
 from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
 from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.resources import Resources
@@ -20,6 +21,10 @@ VERSION: Final = 1
 PASSED: Final = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONPATH")
 #: After the grace: for a KILL to be felt, and for the clearing up of what the launcher left.
 _KILL_SECS: Final = 10.0
+#: Where a source tree has the package; None for an installed one, which every interpreter finds. The
+#: agent keeps this from its jobs.
+_ROOT: Final = Path(sirepo_jobs.__file__).parent.parent
+_TREE: Final = None if _ROOT.name in ("site-packages", "dist-packages") else str(_ROOT)
 
 
 class _Launcher(Struct, frozen=True, kw_only=True):
@@ -105,6 +110,8 @@ async def _agents(verb: str, spec: AgentSpec, secs: float) -> bytes:
     """Do a verb of `sirepo_jobs.agents` in a process of its own; what it printed."""
     env = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith("LC_")}
     env |= {name: os.environ[name] for name in spec.pass_env if name in os.environ}
+    if _TREE is not None:
+        env["PYTHONPATH"] = ":".join(filter(None, (_TREE, env.get("PYTHONPATH"))))
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -1,13 +1,18 @@
 """A stand-in for the supervisor as an agent sees it: a websocket server that says what the test says."""
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from websockets.asyncio.server import ServerConnection, unix_serve
 from websockets.exceptions import ConnectionClosed
 
+from sirepo_jobs.driver import AgentSpec, Environment, Handle
+from sirepo_jobs.drivers.local import LocalDriver
 from sirepo_jobs.protocol import (
     Cancel,
     Credit,
@@ -18,6 +23,7 @@ from sirepo_jobs.protocol import (
     Progress,
     ReadOutput,
     Run,
+    Signal,
     Started,
     Suspended,
     ToAgentFrame,
@@ -43,6 +49,8 @@ class Stage:
         self.progress: list[Progress] = []
         self.ends: dict[int, OutputEnd] = {}
         self.chunks: dict[int, bytearray] = {}
+        #: Offsets at which readings begin, where not 0.
+        self.bases: dict[int, int] = {}
         self.others: list[Any] = []
         self.headers: list[Any] = []
         #: The last `seq` that is acknowledged; None = acknowledge nothing.
@@ -100,7 +108,7 @@ class Stage:
                 if data[:1] == b"\x01":
                     op_id, offset, body = decode_chunk(data)
                     held = self.chunks.setdefault(op_id, bytearray())
-                    assert offset == getattr(self, "_base", {}).get(op_id, 0) + len(held)
+                    assert offset == self.bases.get(op_id, 0) + len(held)
                     held += body
                     if self.crediting:
                         await self.send([Credit(op_id=op_id, count=len(body))])
@@ -213,6 +221,9 @@ class Stage:
     def cancel(self, jid: str, grace_secs: float = 5.0, attempt: int = 1) -> Cancel:
         return Cancel(jid=jid, serial=1, attempt=attempt, op_id=self.op_id(), grace_secs=grace_secs)
 
+    def suspend(self, jid: str, on: bool = True, attempt: int = 1) -> Signal:
+        return Signal(jid=jid, serial=1, attempt=attempt, op_id=self.op_id(), suspend=on)
+
     def grant(self, jid: str, attempt: int = 1) -> Grant:
         return Grant(jid=jid, serial=1, attempt=attempt)
 
@@ -230,3 +241,121 @@ class Stage:
                 **changes,
             }
         )
+
+
+class Scene:
+    """One agent on this machine, launched by the local driver and connected to a `Stage`."""
+
+    def __init__(self, path: Path, stage: Stage) -> None:
+        self.stage = stage
+        self.home = path / "home"
+        self.run_root = path / "run"
+        self.driver = LocalDriver(launch_secs=30)
+        self.spec = AgentSpec(
+            agent="a1",
+            environment=Environment(driver="local", user="u"),
+            url=stage.url,
+            token="secret-token",
+            home=str(self.home),
+            run_root=str(self.run_root),
+        )
+        self.handle: Handle | None = None
+
+    async def launch(self) -> Handle:
+        self.handle = await self.driver.launch(self.spec)
+        return self.handle
+
+    @property
+    def launcher(self) -> int:
+        """Pid of the launcher."""
+        assert self.handle is not None
+        return int(self.handle.data["pid"])
+
+    def helpers(self, name: str) -> list[int]:
+        """Pids of the launcher's children of that name: `sj-spawner`, `sj-agent`."""
+        return [pid for pid in children_of(self.launcher) if comm_of(pid) == name]
+
+    def run_dir(self, jid: str, attempt: int = 1) -> Path:
+        return self.run_root / f"users/u/jobs/{jid}/{attempt}"
+
+    def stdout(self, jid: str, attempt: int = 1) -> bytes:
+        return (self.run_dir(jid, attempt) / "stdout").read_bytes()
+
+    def stderr(self, jid: str, attempt: int = 1) -> bytes:
+        return (self.run_dir(jid, attempt) / "stderr").read_bytes()
+
+    def log(self) -> str:
+        return (self.home / "launcher.log").read_text()
+
+
+@asynccontextmanager
+async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
+    """An agent that is connected; at the end it is stopped, and nothing of it may be left."""
+    async with Stage(path / "socket") as stage:
+        the_scene = Scene(path, stage)
+        if changes:
+            the_scene.spec = msgspec.structs.replace(the_scene.spec, **changes)
+        await the_scene.launch()
+        try:
+            await stage.connected()
+            yield the_scene
+        finally:
+            assert the_scene.handle is not None
+            await the_scene.driver.stop(the_scene.handle, grace_secs=20)
+        left = carrying(str(the_scene.run_root))
+        assert not left, left
+        assert "Traceback" not in the_scene.log(), the_scene.log()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def comm_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def carrying(text: str) -> dict[int, str]:
+    """Living processes with `text` in their command line, their environment or as their directory."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            state = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()[0]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            told = command + (entry / "environ").read_bytes().decode(errors="replace")
+            told += str((entry / "cwd").readlink())
+        except OSError:
+            continue
+        if state not in "ZX" and text in told:
+            found[int(entry.name)] = command
+    return found
+
+
+async def gone(pid: int) -> None:
+    """Wait for the end of any process."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ended.set)
+    try:
+        async with asyncio.timeout(WAIT_SECS):
+            await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+async def appears(path: Path) -> Path:
+    """Wait for a file that another process makes: the only thing here that nobody tells us about."""
+    async with asyncio.timeout(WAIT_SECS):
+        while not os.path.exists(path):  # noqa: ASYNC240 - quick, and only a test
+            await asyncio.sleep(0.01)
+    return path
