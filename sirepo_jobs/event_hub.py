@@ -12,7 +12,7 @@ from .store import Store
 from .store.unit import EventRow
 
 #: Newest rows kept in memory.
-RING = 4096
+RING = 512
 #: Rows read from the store at once.
 PAGE = 500
 

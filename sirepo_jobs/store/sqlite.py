@@ -48,7 +48,8 @@ _SETTINGS = {
     #: Checkpoints are ours to make: the automatic one hides its errors.
     "wal_autocheckpoint": 0,
     "journal_size_limit": _LOG_BYTES // 2,
-    "cache_size": -16384,
+    #: KiB: memory stays small however long the queue is.
+    "cache_size": -2048,
     "cell_size_check": "ON",
     "mmap_size": 0,
     "temp_store": "MEMORY",
@@ -267,6 +268,8 @@ class SqliteDatabase:
 
         @event.listens_for(engine, "connect")
         def _limit(raw: sqlite3.Connection, _record: object) -> None:
+            # the system's page cache serves all readers; one of their own for each would only add up
+            raw.execute("PRAGMA cache_size = -512")
             raw.set_progress_handler(lambda: time.monotonic() > getattr(due, "at", math.inf), 1_000_000)
 
         @event.listens_for(engine, "checkout")

@@ -79,8 +79,10 @@ class System:
         return Client(self.url, (self.root / "token").read_text().strip())
 
     def pid(self, name: str) -> int:
-        """Of `supervisor` or `frontend`."""
-        return int((self.root / f"{name}.pid").read_text())
+        """Of `supervisor` or `frontend`; 0 while it is being started."""
+        with contextlib.suppress(FileNotFoundError):
+            return int((self.root / f"{name}.pid").read_text() or 0)
+        return 0
 
     def agents(self) -> list[psutil.Process]:
         """Launchers with everything below them that is ours (jobs excluded by their command line)."""
