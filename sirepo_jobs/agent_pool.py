@@ -201,6 +201,10 @@ class AgentPool:
         """The agent of that name, if anybody ever wanted it."""
         return self._agents.get(name)
 
+    def run_root(self, user: str) -> str:
+        """Where the run dirs of a user's jobs lie."""
+        return str(self._root / "users" / user / "jobs")
+
     def at(self, environment: Environment) -> Agent:
         """The agent for an environment; made, not launched, when it is new."""
         agent = self._agents.get(environment.key)
@@ -291,7 +295,7 @@ class AgentPool:
             url=self._url,
             token=self._token(agent.name),
             home=str(self._root / "agents" / agent.name),
-            run_root=str(self._root / "users" / agent.environment.user / "jobs"),
+            run_root=self.run_root(agent.environment.user),
             pass_env=self._pass_env,
         )
         self.save(agent)

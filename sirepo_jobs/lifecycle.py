@@ -48,6 +48,7 @@ from .events import (
 )  # fmt: skip
 from .job import FINAL, HELD_BY_AGENT, JobRecord, State, Stopping
 from .reasons import Reason
+from .resources import format_secs
 from .spec import JobSpec
 
 #: An attempt that never became a process charges nobody, but not for ever.
@@ -311,7 +312,7 @@ def _exited(job: JobRecord, event: Exited, spec: JobSpec) -> Decision:
         new = replace(over, state=S.COMPLETED, reason=None, situation="", stopping=None)
         return new, (EndAttempt(), Ended())
     reason = event.reason or (Reason.SIGNALED if event.signal is not None else Reason.EXIT_NONZERO)
-    return _failed(over, event.at, reason, event.message or _sentence(event), spec)
+    return _failed(over, event.at, reason, event.message or _sentence(event, spec), spec)
 
 
 def _death_proven(job: JobRecord, event: DeathProven, spec: JobSpec) -> Decision:
@@ -395,7 +396,11 @@ def _leave_queue(job: JobRecord) -> tuple[Effect, ...]:
     return (Dequeue(),) if job.state is S.PENDING else ()
 
 
-def _sentence(event: Exited) -> str:
+def _sentence(event: Exited, spec: JobSpec) -> str:
+    if event.reason is Reason.TIME_LIMIT:
+        limits = [secs for secs in (spec.limits.soft, spec.limits.hard) if secs is not None]
+        limit = f" of {format_secs(min(limits))}" if limits else ""
+        return f"ran longer than its time limit{limit}; ended by signal {event.signal or 15}"
     if event.signal is not None:
         hint = "; signal 9 often means out of memory" if event.signal == 9 and not event.stopped else ""
         return f"killed by signal {event.signal}{hint}"

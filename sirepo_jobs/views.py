@@ -26,6 +26,7 @@ def job_view(
     *,
     spec: bool = True,
     why: tuple[Reason | None, str] | None = None,
+    run_root: str = "",
 ) -> dict[str, Any]:
     """The answer for one job. `why` replaces the stored reason of a job that waits."""
     reason, situation = why or (record.reason, record.situation)
@@ -47,7 +48,7 @@ def job_view(
         "queue": fixed.queue,
         "priority": fixed.priority,
         "tags": {},
-        "run_dir": record.run_dir,
+        "run_dir": f"{run_root}/{record.run_dir}" if record.run_dir else None,
         "agent": record.agent,
         "progress": record.progress,
         "usage": record.usage,

@@ -71,7 +71,8 @@ class Jobs(Handler):
             job = self.supervisor.jobs.get(row.record.jid)
             waits = job is not None and job.record.state is State.PENDING is row.record.state
             why = self.supervisor.why_pending(job) if job is not None and waits else None
-            views.append(job_view(row.record, row.fixed, spec=False, why=why))
+            run_root = self.supervisor.agents.run_root(row.record.user)
+            views.append(job_view(row.record, row.fixed, spec=False, why=why, run_root=run_root))
         cursor = _cursor(rows[-1].record.seq) if more else None
         self.answer({"jobs": views, "next_cursor": cursor})
 

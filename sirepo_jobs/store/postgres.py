@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import URL, Connection, Dialect, Engine, create_engine
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from sirepo_jobs.errors import Error, StoreError
@@ -194,9 +194,10 @@ class PostgresDatabase:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        with contextlib.suppress(psycopg.Error, DBAPIError):
+        # Invalid first: closing alone would ask the server, which may not answer any more.
+        with contextlib.suppress(psycopg.Error, SQLAlchemyError):
             self.connection.invalidate()
-        with contextlib.suppress(psycopg.Error, DBAPIError):
+        with contextlib.suppress(psycopg.Error, SQLAlchemyError):
             self.connection.close()
 
 
