@@ -114,6 +114,7 @@ class Launcher:
         self._bereft = True
         self._next_sync = 0.0
         self._closing_at: float | None = None
+        self._farewell_until = 0.0
         self._disk_full = False
         self._restore(past.kept, past.intents)
         self._recovery = Recovery(
@@ -606,7 +607,9 @@ class Launcher:
             return False
         if not len(self._outbox) or not self._open:
             return True
-        return time.monotonic() > self._closing_at + STOP_GRACE_SECS + FAREWELL_SECS
+        now = time.monotonic()
+        self._farewell_until = self._farewell_until or now + FAREWELL_SECS
+        return now > self._farewell_until
 
     def _hang_up(self) -> None:
         """Let the helpers go: each ends when its lane does."""

@@ -21,7 +21,7 @@ Key = tuple[str, int]
 class Entry:
     """One attempt, from its `Run` until its end is acknowledged."""
 
-    __slots__ = ("key", "mark", "run", "serial", "started_at", "state", "stopping", "ticket")
+    __slots__ = ("key", "mark", "never", "run", "serial", "started_at", "state", "stopping", "ticket")
 
     def __init__(self, key: Key, serial: int, state: str, run: Run | None) -> None:
         self.key = key
@@ -34,6 +34,8 @@ class Entry:
         #: Names it towards the spawners, once it starts.
         self.ticket = 0
         self.mark = 0
+        #: It was canceled before it began.
+        self.never = False
         #: Grace of a cancel that is under way.
         self.stopping: float | None = None
 
@@ -167,9 +169,7 @@ class Roster:
         key = (cancel.jid, cancel.attempt)
         entry = self._entries.get(key)
         if entry is None:
-            self._canceled[key] = None
-            while len(self._canceled) > MAX_CANCELED:
-                del self._canceled[next(iter(self._canceled))]
+            self._remember(key)
             return []
         return self._stop(entry, cancel.grace_secs, at)
 
@@ -231,6 +231,7 @@ class Roster:
                 successor = self._successor(entry)
         jid, attempt = entry.key
         self._end(entry)
+        entry.never = over.stopped and not over.began
         self.last_seq += 1
         exited = Exited(
             seq=self.last_seq,
@@ -299,8 +300,16 @@ class Roster:
         if entry is not None and entry.state == "ended":
             del self._entries[key]
             self._ended -= 1
+            if entry.never:
+                self._remember(key)
 
     # -- inside
+
+    def _remember(self, key: Key) -> None:
+        """No run dir stands for this one, so it is here that a late `Run` must find out."""
+        self._canceled[key] = None
+        while len(self._canceled) > MAX_CANCELED:
+            del self._canceled[next(iter(self._canceled))]
 
     def _begin(self, entry: Entry) -> Begin | Go:
         self._standby.pop(entry.key, None)
@@ -345,6 +354,7 @@ class Roster:
     def _never(self, entry: Entry, at: int, why: str) -> Tell:
         jid, attempt = entry.key
         self._end(entry)
+        entry.never = True
         self.last_seq += 1
         return Tell(
             Exited(
