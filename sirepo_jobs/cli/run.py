@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import click
@@ -120,21 +121,26 @@ class Follower:
 
     def _copy_attempts(self, stream: Literal["stdout", "stderr"], fd: int) -> None:
         """One attempt after the other: a job that is tried again speaks again."""
-        attempt: int | None = None
+        told = 0
         while True:
-            log = self._client.logs(self._jid, stream, attempt=attempt, follow=True)
-            for piece in log:
-                self.screen.write(fd, piece)
+            # Of the newest attempt, whose start the server waits for; older ones may have been quick.
+            log = self._client.logs(self._jid, stream, follow=True).connect()
+            for missed in range(told + 1, log.attempt or 0):
+                self._copy_bytes(self._client.logs(self._jid, stream, attempt=missed), fd)
+            self._copy_bytes(log, fd)
             job = self._when_over(log.attempt)
-            if log.attempt is None or job.attempt <= log.attempt:
+            told = log.attempt or 0
+            if (job.ended and job.attempt <= told) or not told:
                 break
-            # The next one may wait for its start, which the server waits for when no attempt is named.
-            attempt = log.attempt + 1 if job.attempt > log.attempt + 1 or job.ended else None
         length = job.stdout_bytes if stream == "stdout" else job.stderr_bytes
-        if length is not None and log.attempt == job.attempt and log.offset < length:
+        if length is not None and told == job.attempt and log.offset < length:
             # The stream ended before its end; what is missing stands in the file.
-            for piece in self._client.logs(self._jid, stream, offset=log.offset, attempt=log.attempt):
-                self.screen.write(fd, piece)
+            rest = self._client.logs(self._jid, stream, offset=log.offset, attempt=told)
+            self._copy_bytes(rest, fd)
+
+    def _copy_bytes(self, log: Iterable[bytes], fd: int) -> None:
+        for piece in log:
+            self.screen.write(fd, piece)
 
     def _when_over(self, attempt: int | None) -> Job:
         """The job as soon as it has ended or tries again."""

@@ -1,6 +1,7 @@
 """Streams that go on where they were cut: log bytes by offset, events by sequence number."""
 
 from collections.abc import Generator, Iterator
+from typing import Self
 
 import msgspec
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -33,10 +34,22 @@ class LogStream(Iterator[bytes]):
         self._transport = transport
         self._path = path
         self._follow = follow
+        self._connected = False
         self._pieces = self._read()
 
     def __next__(self) -> bytes:
-        return next(self._pieces)
+        while not (piece := next(self._pieces)):
+            pass
+        return piece
+
+    def connect(self) -> Self:
+        """Reach the server, so that `attempt` is known; reading does so by itself.
+
+        With `follow` it returns when the attempt has started, or the job has ended without one.
+        """
+        if not self._connected:
+            next(self._pieces)
+        return self
 
     def close(self) -> None:
         """Hang up; safe to repeat."""
@@ -57,6 +70,9 @@ class LogStream(Iterator[bytes]):
             if told.isdecimal() and int(told) > 0:
                 self.attempt = int(told)
             try:
+                if not self._connected:
+                    self._connected = True
+                    yield b""  # `connect` ends here
                 for piece in response.stream(_PIECE_BYTES, decode_content=False):
                     if piece:
                         patience.refill()

@@ -18,6 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 from tornado.netutil import bind_sockets
 
+from sirepo_jobs import logs
 from sirepo_jobs.errors import BadInput
 
 from . import auth, limits, rootdir
@@ -113,7 +114,9 @@ def run_frontend(root: Path, host: str, port: int, max_body_bytes: int) -> int:
 
 async def _serve(root: Path, host: str, port: int, max_body_bytes: int) -> None:
     tokens = auth.Tokens()
-    tokens.add(rootdir.ensure_token(root), auth.starter())
+    token = rootdir.ensure_token(root)
+    logs.hide(token)
+    tokens.add(token, auth.starter())
     frontend = Frontend(Upstream(root), tokens, max_body_bytes)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

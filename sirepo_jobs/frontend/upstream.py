@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from sirepo_jobs import logs
 from sirepo_jobs.errors import RemoteError, Unavailable
 
 from . import limits, rootdir
@@ -250,6 +251,7 @@ class Upstream:
             secret = (self._root / rootdir.SECRET).read_text("ascii").strip()
         except (OSError, UnicodeDecodeError):
             raise Unavailable("the supervisor has not started yet") from None
+        logs.hide(secret)
         end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             await self._reach(end)

@@ -110,9 +110,11 @@ def test_from_up_to_down(house: House) -> None:
     assert house.run("run", "--", "no-such-program").returncode == 127
     assert house.run("run", "--", "/etc/passwd").returncode == 126
     assert house.run("run", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    told = house.run("run", "--max-attempts", "3", "--", "sh", "-c", "echo try $SIREPO_JOBS_ATTEMPT; exit 7")
+    assert (told.returncode, told.stdout) == (7, "try 1\ntry 2\ntry 3\n")
     assert house.run("doctor").returncode == 0
     states = [job["state"] for job in json.loads(house.run("ps", "-a", "-o", "json").stdout)]
-    assert len(states) == 5
+    assert len(states) == 6
 
     assert house.run("down", "--stop-agents").returncode == 0
     assert up.wait(LONG) == 0
