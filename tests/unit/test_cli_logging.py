@@ -29,7 +29,8 @@ def test_both_ways_of_logging_come_out_alike() -> None:
 def test_secrets_are_cut_out() -> None:
     (line,) = log_of(
         "logs.hide('s3cret-s3cret')\n"
-        "logging.getLogger('a').error('token s3cret-s3cret', extra={'token': 'x', 'url': 'a?s3cret-s3cret'})\n"
+        "fields = {'token': 'x', 'url': 'a?s3cret-s3cret'}\n"
+        "logging.getLogger('a').error('token s3cret-s3cret', extra=fields)\n"
     )
     told = json.loads(line)
     assert (told["msg"], told["token"], told["url"]) == ("token ***", "***", "a?***")

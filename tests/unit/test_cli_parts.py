@@ -184,7 +184,7 @@ def test_the_summary_of_a_job_says_why_and_how_long() -> None:
     assert shown["command"] == """sh -c 'echo '"'"'a b'"'"''"""
     assert shown["reason"] == "OUT_OF_MEMORY (fault: user)"
     assert shown["exit"] == "signal 9 (SIGKILL)"
-    assert (shown["waited"], shown["ran"]) == ("2s", "1m 30s")
+    assert (shown["waited"], shown["ran"]) == ("2.0s", "1m 30s")
     assert shown["memory"] == "1 GiB at most"
 
 
