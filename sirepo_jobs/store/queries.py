@@ -9,7 +9,18 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, literal, select, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    TextClause,
+    func,
+    literal,
+    select,
+    text,
+    union_all,
+)
 
 from sirepo_jobs.job import AttemptRecord, JobRecord, State
 
@@ -132,31 +143,32 @@ def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
 
 def _parts(query: JobQuery) -> list[Select[Any]]:
     base = select(*_JOB).limit(query.limit)
-    if query.before_seq is not None:
-        base = base.where(jobs.c.seq < query.before_seq)
     if query.name_prefix:
         base = base.where(func.substr(jobs.c.name, 1, len(query.name_prefix)) == query.name_prefix)
-    newest_first = jobs.c.seq.desc()
+
+    def newest(position: ColumnElement[int], *conditions: ColumnElement[bool] | TextClause) -> Select[Any]:
+        part = base.where(*conditions).order_by(position.desc())
+        return part if query.before_seq is None else part.where(position < query.before_seq)
+
+    in_order: ColumnElement[int] = jobs.c.seq
     # SQLite, which keeps no statistics, would rather walk a user's whole history in order than sort
     # what the small index finds. This order it cannot take from an index.
-    sorted_first = (jobs.c.seq + 0).desc()
+    sorted_later = jobs.c.seq + 0
     wanted = set(query.states or State)
     mine = _of(query.user)
     if wanted == set(State):
-        return [base.where(*mine).order_by(newest_first)]
+        return [newest(in_order, *mine)]
     parts = []
     if State.PENDING in wanted:
-        parts.append(base.where(text(IS_PENDING), *mine).order_by(sorted_first))
+        parts.append(newest(sorted_later, text(IS_PENDING), *mine))
     if active := wanted.intersection(ACTIVE):
         among = jobs.c.state.in_(sorted(state.value for state in active))
-        parts.append(
-            base.where(text(IS_ACTIVE), among, *_of(query.user, indexed=False)).order_by(newest_first)
-        )
+        parts.append(newest(in_order, text(IS_ACTIVE), among, *_of(query.user, indexed=False)))
     for state in sorted(wanted.intersection(ASIDE)):
-        order = sorted_first if query.user is None else newest_first
-        parts.append(base.where(text(IS_ASIDE), jobs.c.state == state.value, *mine).order_by(order))
+        position = sorted_later if query.user is None else in_order
+        parts.append(newest(position, text(IS_ASIDE), jobs.c.state == state.value, *mine))
     if State.COMPLETED in wanted:
-        parts.append(base.where(jobs.c.state == State.COMPLETED.value, *mine).order_by(newest_first))
+        parts.append(newest(in_order, jobs.c.state == State.COMPLETED.value, *mine))
     return parts
 
 

@@ -145,7 +145,7 @@ class SqliteDatabase:
                 migrations.upgrade(connection)
                 first_row(connection)
                 connection.exec_driver_sql("COMMIT")
-            engine.dispose()
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             os.rename(new, path)
             _sync_directory(path.parent)
         except OSError as exc:
@@ -155,10 +155,14 @@ class SqliteDatabase:
         """Refuse what must not be opened. Writes nothing into database and log."""
         path = self._path
         if _size(path) == 0:
-            raise StoreError(_DAMAGED.format(path=path, why="it is empty"))
+            raise StoreError(
+                f"{path} has lost its content: put back the last backup, or remove it to begin anew"
+            )
         log = path.with_name(path.name + "-wal")
         log_is_empty = log.exists() and _size(log) == 0
-        engine = self._make_engine("ro", NullPool)
+        # Only a file that came from elsewhere has a journal: its unfinished change must be undone first.
+        unfinished = _size(path.with_name(path.name + "-journal")) > 0
+        engine = self._make_engine("rw" if unfinished else "ro", NullPool)
         with engine.connect() as connection:
             if migrations.position(connection) is None:
                 raise StoreError(f"{path} is no database of sirepo_jobs; name another place for the store")
@@ -287,8 +291,8 @@ class SqliteDatabase:
                     raw.execute("VACUUM INTO ?", (str(new),))
                 with contextlib.closing(_connect(new, "rw")) as raw:
                     # It is whole, and nobody has it open.
-                    raw.execute("PRAGMA synchronous = EXTRA")
                     raw.execute("UPDATE meta SET clean = 1")
+                    raw.execute("PRAGMA journal_mode = WAL")
                 with new.open("rb") as file:
                     os.fsync(file.fileno())
                 os.rename(new, path)

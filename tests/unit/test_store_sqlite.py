@@ -1,9 +1,10 @@
 """What is particular to a SQLite file: who may open it, what is refused, and how it is asked."""
 
+# ruff: noqa: ASYNC240 - a test has no loop to hold up
+
 import asyncio
 import os
 import shutil
-import signal
 import sqlite3
 import stat
 import subprocess
@@ -117,17 +118,6 @@ async def test_other_paths_to_the_same_file_meet_the_same_lock(tmp_path: Path) -
         end(relative)
 
 
-async def test_twenty_at_once(url: str) -> None:
-    crowd = [holder(url) for _ in range(20)]
-    try:
-        words = [said(process) for process in crowd]
-        winners = [process for process, word in zip(crowd, words, strict=True) if word == "holds 1\n"]
-        assert len(winners) == 1
-        assert sum(f"pid {winners[0].pid} on " in word for word in words) == 19
-    finally:
-        end(*crowd)
-
-
 async def test_a_lock_file_that_was_left_behind_is_no_lock(url: str, path: Path) -> None:
     path.with_name("jobs.db.lock").write_text('{"pid":1,"host":"gone","since":"2020"}')
     async with opened(url):
@@ -196,7 +186,6 @@ async def test_a_newer_database_is_left_byte_for_byte(url: str, path: Path) -> N
     stranger = sqlite3.connect(path)
     stranger.execute("UPDATE alembic_version SET version_num = '9999'")
     stranger.commit()
-    os.kill(os.getpid(), 0)
     # as a crashed newer program leaves it: with a log that nobody has folded in
     files = [path, path.with_name("jobs.db-wal")]
     copies = [file.read_bytes() for file in files]
@@ -234,7 +223,7 @@ async def test_damage_is_found_after_an_unclean_end(path: Path) -> None:
         folded.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     folded.close()
     content = whole.read_bytes()
-    refused = 0
+    reasons = []
     pages = range(0, len(content), 4096)
     for start in pages:
         damaged = bytearray(content)
@@ -245,13 +234,14 @@ async def test_damage_is_found_after_an_unclean_end(path: Path) -> None:
         try:
             store = Store.open(f"sqlite:///{path}")
         except StoreError as exc:
-            refused += 1
-            assert "damaged" in str(exc) or "no database of sirepo_jobs" in str(exc)
-            assert path.read_bytes() == bytes(damaged)
+            reasons.append(str(exc))
+            untouched = path.read_bytes() == bytes(damaged)
+            reasons += [] if untouched else ["written to"]
         else:
             await store.close()
     # Only a page that holds nothing may go unnoticed.
-    assert refused >= len(pages) - 1
+    assert len(reasons) >= len(pages) - 1
+    assert all("is damaged" in why or "no database of sirepo_jobs" in why for why in reasons)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(StoreError, match="damaged"):
         Store.open(f"sqlite:///{path}")
@@ -285,8 +275,8 @@ async def test_a_file_that_is_moved_away_ends_the_writer(url: str, path: Path, v
 
 
 async def test_a_lock_by_another_process_is_waited_for(url: str, path: Path) -> None:
-    other = sqlite3.connect(path.with_name("jobs.db"), isolation_level=None)
     async with opened(url) as it:
+        other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         heard: list[int] = []
         for number in (1, 2):
@@ -303,7 +293,7 @@ async def test_a_lock_by_another_process_is_waited_for(url: str, path: Path) -> 
         assert heard == [1, 2]
         assert it.store.degraded is None
         assert it.fatal == []
-    other.close()
+        other.close()
 
 
 async def test_closing_does_not_wait_for_ever(url: str, path: Path) -> None:
@@ -431,13 +421,3 @@ async def test_a_backup_of_a_store_in_use_is_whole(url: str, tmp_path: Path) -> 
         assert it.store.instance == instance
         assert it.store.last_job_seq in (199, 299)
         assert len(await it.store.events(after=0, limit=1000)) == it.store.last_job_seq
-
-
-def test_a_killed_holder_leaves_no_lock(url: str) -> None:
-    first = holder(url)
-    assert said(first) == "holds 1\n"
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    second = holder(url)
-    assert said(second) == "holds 2\n"
-    end(second)
