@@ -407,7 +407,8 @@ class Launcher:
                 elif isinstance(word, Paused):
                     self._do(self._roster.paused(word.ticket, word.at, on=word.on))
         if place.lane.closed:
-            self._poll.unregister(place.lane.fileno())
+            with suppress(KeyError):
+                self._poll.unregister(place.lane.fileno())
 
     def _born(self, word: Spawned) -> None:
         intent = self._intents.get(word.ticket)
@@ -437,9 +438,8 @@ class Launcher:
         """A spawner is dead; its children are ours now, and what it had in hand is told by its slate."""
         assert place.lane is not None
         assert place.slate is not None
-        with suppress(KeyError):
-            self._poll.unregister(place.lane.fileno())
-        self._hear_last(place)
+        while not place.lane.closed:
+            self._hear_spawner(place)
         lines = place.slate.read()
         successors = {line.instead_of: line.ticket for line in lines.values()}
         tickets = place.tickets
@@ -470,10 +470,6 @@ class Launcher:
                         self._nursery.stop(ticket, entry.stopping)
                 else:
                     self._nursery.take_rest(child)
-
-    def _hear_last(self, place: Spawner) -> None:
-        while place.lane is not None and not place.lane.closed:
-            self._hear_spawner(place)
 
     # -- keeping helpers alive
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -299,6 +300,9 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
         try:
             await stage.connected()
             yield the_scene
+        except BaseException:
+            sys.stderr.write(the_scene.log())
+            raise
         finally:
             assert the_scene.handle is not None
             await the_scene.driver.stop(the_scene.handle, grace_secs=20)
