@@ -53,7 +53,10 @@ class LocalDriver:
 
     async def launch(self, spec: AgentSpec) -> Handle:
         """Start the launcher, or find the one that lives in `spec.home`."""
-        os.makedirs(spec.home, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(spec.home, mode=0o700, exist_ok=True)
+        except OSError as exc:
+            raise LaunchError(f"agent {spec.agent}: {exc}", retry=False) from exc
         answer = await _agents("start", spec, self.launch_secs)
         try:
             found = msgspec.json.decode(answer, type=_Launcher)

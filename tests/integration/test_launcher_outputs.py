@@ -245,7 +245,7 @@ async def test_progress_of_a_short_job_and_after_the_agents_death(tmp_path: Path
 
 async def test_progress_is_rate_limited(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
-        script = 'while [ $((i+=1)) -le 300 ]; do echo "{"n": $i}" >> progress.jsonl; sleep 0.003; done'
+        script = 'while [ $((i+=1)) -le 300 ]; do echo "{\\"n\\": $i}" >> progress.jsonl; sleep 0.003; done'
         await s.stage.send([s.stage.shell("j", script, progress=True)])
         exited = await s.stage.ended("j")
         assert exited.started_at is not None

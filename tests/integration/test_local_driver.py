@@ -1,0 +1,148 @@
+"""The local driver keeps the drivers' contract, and what is its own."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
+from sirepo_jobs.drivers.local import LocalDriver
+from sirepo_jobs.errors import LaunchError
+from sirepo_jobs.protocol import Hello
+from tests.agent_stage import Stage, appears, carrying, comm_of, gone, scene
+from tests.driver_contract import STEPS, Step, exercise
+
+
+class LocalWorld:
+    """Homes and run dirs below one directory, one stage per agent."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.stages: dict[str, Stage] = {}
+
+    def driver(self) -> LocalDriver:
+        return LocalDriver(launch_secs=30)
+
+    def spec(self, agent: str) -> AgentSpec:
+        return AgentSpec(
+            agent=agent,
+            environment=Environment(driver="local", user="u"),
+            url=f"unix:{self._path}/{agent}.socket",
+            token="t",
+            home=f"{self._path}/{agent}",
+            run_root=f"{self._path}/run",
+        )
+
+    async def hello(self, agent: str, count: int) -> Hello:
+        if agent not in self.stages:
+            self.stages[agent] = Stage(self._path / f"{agent}.socket")
+            await self.stages[agent].listen()
+        return await self.stages[agent].connected(count)
+
+    async def kill(self, handle: Handle) -> None:
+        pid = int(handle.data["pid"])
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+
+    async def run_sleep(self, agent: str, token: str) -> None:
+        stage = self.stages[agent]
+        script = f"trap '' TERM; setsid sleep {token} & touch up; sleep {token}; sleep {token}"
+        await stage.send([stage.shell(f"sleep{token}", script)])
+        await appears(self._path / f"run/users/u/jobs/sleep{token}/1/up")
+
+    async def sleeps(self, token: str) -> bool:
+        return bool(carrying(f"sleep {token}"))
+
+
+@asynccontextmanager
+async def local_world(path: Path) -> AsyncIterator[LocalWorld]:
+    world = LocalWorld(path)
+    try:
+        yield world
+    finally:
+        for stage in world.stages.values():
+            await stage.close()
+    assert not carrying(str(path))
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+async def test_contract(tmp_path: Path, step: Step) -> None:
+    await exercise(lambda: local_world(tmp_path), step)
+
+
+async def test_launched_many_times_at_once_there_is_one(tmp_path: Path) -> None:
+    async with local_world(tmp_path) as world:
+        driver = world.driver()
+        handles = await asyncio.gather(*(driver.launch(world.spec("a")) for _ in range(8)))
+        assert len({handle.to_json() for handle in handles}) == 1
+        await driver.stop(handles[0], grace_secs=20)
+
+
+async def test_every_process_is_gone_after_stop(tmp_path: Path) -> None:
+    async with scene(tmp_path) as s:
+        pids = [s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")]
+        assert len(pids) == 4
+        assert [comm_of(pid) for pid in pids] == ["sj-launcher", "sj-spawner", "sj-spawner", "sj-agent"]
+        assert s.handle is not None
+        await s.driver.stop(s.handle, grace_secs=20)
+        for pid in pids:
+            await gone(pid)
+
+
+async def test_recycled_pid_is_not_our_agent(tmp_path: Path) -> None:
+    decoy = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+    try:
+        async with local_world(tmp_path) as world:
+            driver = world.driver()
+            good = await driver.launch(world.spec("a"))
+            stolen = Handle(agent="a", driver="local", version=1, data={**good.data, "pid": decoy.pid})
+            assert await driver.look(stolen) is Fate.GONE
+            await driver.stop(good, grace_secs=20)
+            await driver.stop(stolen, grace_secs=0)
+            other_boot = Handle(agent="a", driver="local", version=1, data={**good.data, "boot_id": "x"})
+            assert await driver.look(other_boot) is Fate.GONE
+            await driver.stop(other_boot, grace_secs=0)
+        assert decoy.returncode is None
+    finally:
+        decoy.kill()
+        await decoy.wait()
+
+
+async def test_a_launch_that_takes_too_long_has_failed(tmp_path: Path) -> None:
+    async with local_world(tmp_path) as world:
+        with pytest.raises(LaunchError) as caught:
+            await LocalDriver(launch_secs=0.001).launch(world.spec("a"))
+        assert caught.value.retry
+        driver = world.driver()
+        handle = await driver.launch(world.spec("a"))
+        await driver.stop(handle, grace_secs=20)
+
+
+async def test_supervisors_secrets_and_files_do_not_reach_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_SUPERVISOR", "s3cret")
+    held = os.open("/dev/zero", os.O_RDONLY)
+    os.set_inheritable(held, True)
+    try:
+        async with scene(tmp_path) as s:
+            for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")):
+                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                assert "/dev/zero" not in links
+                environ = (Path("/proc") / str(pid) / "environ").read_bytes()
+                assert b"s3cret" not in environ
+                assert os.getsid(pid) == s.launcher
+            lock = f"{s.home}/lock"
+            holders = [
+                pid
+                for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"))
+                if lock in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            ]
+            assert holders == [s.launcher]
+            assert os.readlink(f"/proc/{s.launcher}/cwd") == str(s.home)
+    finally:
+        os.close(held)
