@@ -303,8 +303,8 @@ class SqliteDatabase:
             raise Error(f"no backup could be written to {path}: {exc}", code="backup_failed") from exc
 
     def close(self) -> None:
+        # The last connection to close folds the log into the file and removes it.
         with contextlib.suppress(sqlite3.Error, DBAPIError):
-            self._raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.connection.close()
         self._lock.release()
 

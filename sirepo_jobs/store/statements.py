@@ -1,8 +1,8 @@
 """Writes a unit's rows: many rows per statement, each statement compiled once.
 
 Why not `executemany`: sqlite3 gives up the interpreter lock for every row and must win it back from
-the loop's thread. Beside a busy loop that tripled the CPU and took five times as long per job as
-these statements, which give it up once for up to 256 rows.
+the loop's thread. Beside a busy loop that took twice the CPU and three to five times as long per job
+as these statements, which give it up once for up to 256 rows.
 """
 
 import re

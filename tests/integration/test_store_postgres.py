@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import re
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psycopg import errors
 from sqlalchemy import make_url, text
 
-from sirepo_jobs.errors import StoreError, StoreLocked
+from sirepo_jobs.errors import StoreError, StoreLocked, Unavailable
 from sirepo_jobs.store import Store
+from tests.integration.test_store_faults import acked, writer
 from tests.unit.test_store import Exercise, a_stored, accepting, opened, raw
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +26,14 @@ pytestmark = pytest.mark.real("postgres")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where our server lives."""
+    return str(tmp_path_factory.mktemp("postgres"))
+
+
+@pytest.fixture(scope="module")
+def server(place: str) -> Iterator[str]:
     """URL of a database on a server of our own."""
-    pytest.importorskip("psycopg")
-    place = str(tmp_path_factory.mktemp("postgres"))
     started = subprocess.run([SERVICE, "postgres", "start", place], capture_output=True, text=True)
     found = re.search(r"^url=(.*)$", started.stdout, re.MULTILINE)
     if started.returncode or not found:
@@ -169,6 +176,67 @@ async def test_a_migration_that_fails_leaves_nothing(url: str, monkeypatch: pyte
         assert connection.execute(text(tables)).scalar() == 0
     async with opened(url) as it:
         assert it.store.epoch == 1
+
+
+async def test_kill_9_at_any_moment(url: str) -> None:
+    chance = random.Random(11)
+    told = 0
+    for _ in range(5):
+        process = writer(url, 100_000)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("from ")
+        await asyncio.sleep(chance.random() * 0.3)
+        process.kill()
+        told = max(told, acked(process.stdout.read()))
+        process.communicate()
+        async with opened(url) as it:
+            count = it.store.last_job_seq
+            assert count == it.store.last_event_seq >= told
+            found = await it.store.jobs([f"J{number}" for number in range(1, count + 1)])
+            assert found == [a_stored(number) for number in range(1, count + 1)]
+    assert told > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "temporary"),
+    [
+        ("DiskFull", True), ("OutOfMemory", True), ("TooManyConnections", True), ("AdminShutdown", True),
+        ("CannotConnectNow", True), ("SerializationFailure", True), ("DeadlockDetected", True),
+        ("LockNotAvailable", True), ("ReadOnlySqlTransaction", True), ("QueryCanceled", True),
+        ("IoError", False), ("DataCorrupted", False), ("UniqueViolation", False), ("UndefinedTable", False),
+    ],
+)  # fmt: skip
+async def test_which_trouble_passes(url: str, name: str, temporary: bool) -> None:
+    async with opened(url) as it:
+        judged = it.store._database.judge(getattr(errors, name)("it failed"))
+        assert judged is not None
+        assert judged.temporary == temporary
+        assert it.store._database.judge(KeyError("x")) is None
+
+
+async def test_a_server_that_restarts_is_waited_for(server: str, url: str, place: str) -> None:
+    heard: list[int] = []
+    async with opened(url) as it:
+        it.store.submit(accepting(a_stored(1)))
+        await it.store.flushed()
+        await asyncio.to_thread(subprocess.run, [SERVICE, "postgres", "stop", place], check=True)
+        for number in (2, 3):
+            unit = accepting(a_stored(number))
+            unit.done.append(lambda number=number: heard.append(number))
+            it.store.submit(unit)
+        while it.store.degraded is None:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable):
+            await it.store.agents()
+        assert heard == []
+        await asyncio.to_thread(
+            subprocess.run, [SERVICE, "postgres", "start", place], check=True, capture_output=True
+        )
+        await asyncio.wait_for(it.store.flushed(), 20)
+        assert heard == [2, 3]
+        assert it.store.degraded is None
+        assert it.fatal == []
+        assert len(await it.store.jobs(["J1", "J2", "J3"])) == 3
 
 
 async def test_a_session_without_durability_is_mended(url: str) -> None:

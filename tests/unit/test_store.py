@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,45 @@ class Exercise:
             there = {index["name"] for index in inspect(connection).get_indexes("jobs")}
             assert {index.name for index in schema.jobs.indexes} <= there
         assert ScriptDirectory.from_config(migrations._config()).get_current_head() == schema.HEAD
+
+    async def test_a_migration_is_all_or_nothing(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next release's migration fails half way: the database opens as before (I34, F102)."""
+        from alembic.config import Config
+
+        from sirepo_jobs.store import migrations
+
+        async with opened(url) as it:
+            it.store.submit(accepting(a_stored(1)))
+        folder = tmp_path / "migrations"
+        shutil.copytree(Path(str(migrations.__file__)).parent, folder)
+        config = Config()
+        config.set_main_option("script_location", str(folder))
+        step = folder / "versions" / "v0002_next.py"
+        text_of_step = (
+            "import sqlalchemy as sa\nfrom alembic import op\n"
+            "revision = '0002'\ndown_revision = '0001'\n"
+            "def upgrade():\n"
+            "    op.add_column('jobs', sa.Column('note', sa.Text))\n"
+            "    op.execute('UPDATE jobs SET note = name')\n"
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(migrations, "_config", lambda: config)
+            patch.setattr(migrations, "HEAD", "0002")
+            step.write_text(text_of_step + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
+            with pytest.raises(StoreError, match="is as it was"):
+                Store.open(url)
+            columns = {col["name"] for col in inspect(raw(url)).get_columns("jobs")}
+            assert "note" not in columns
+            step.write_text(text_of_step)
+            async with opened(url) as it:
+                assert it.store.epoch == 2  # the failed opening left no trace
+            with raw(url).connect() as connection:
+                assert connection.execute(text("SELECT note FROM jobs")).scalars().all() == ["name-1"]
+                assert migrations.position(connection) == "0002"
+        with pytest.raises(StoreError, match="newer sirepo_jobs"):
+            Store.open(url)
 
     async def test_a_newer_schema_is_refused(self, url: str) -> None:
         async with opened(url) as it:

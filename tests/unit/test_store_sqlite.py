@@ -274,7 +274,10 @@ async def test_a_file_that_is_moved_away_ends_the_writer(url: str, path: Path, v
 # -- trouble that passes
 
 
-async def test_a_lock_by_another_process_is_waited_for(url: str, path: Path) -> None:
+async def test_a_lock_by_another_process_is_waited_for(
+    url: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sqlite._SETTINGS, "busy_timeout", 50)
     async with opened(url) as it:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
@@ -296,7 +299,30 @@ async def test_a_lock_by_another_process_is_waited_for(url: str, path: Path) -> 
         other.close()
 
 
-async def test_closing_does_not_wait_for_ever(url: str, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "temporary"),
+    [
+        ("BUSY", True), ("BUSY_RECOVERY", True), ("LOCKED", True), ("FULL", True), ("READONLY", True),
+        ("NOMEM", True), ("IOERR_SHMSIZE", True), ("READONLY_DBMOVED", False), ("IOERR", False),
+        ("IOERR_FSYNC", False), ("IOERR_WRITE", False), ("CORRUPT", False), ("CORRUPT_INDEX", False),
+        ("NOTADB", False), ("CONSTRAINT_UNIQUE", False), ("ERROR", False), ("TOOBIG", False),
+    ],
+)  # fmt: skip
+async def test_which_trouble_passes(url: str, name: str, temporary: bool) -> None:
+    trouble = sqlite3.OperationalError("it failed")
+    trouble.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{name}")
+    trouble.sqlite_errorname = f"SQLITE_{name}"
+    async with opened(url) as it:
+        judged = it.store._database.judge(trouble)
+        assert judged is not None
+        assert judged.temporary == temporary
+        assert str(url.removeprefix("sqlite:///")) in judged.text
+        assert it.store._database.judge(sqlite3.ProgrammingError("closed")) is None
+        assert it.store._database.judge(KeyError("x")) is None
+
+
+async def test_closing_does_not_wait_for_ever(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sqlite._SETTINGS, "busy_timeout", 50)
     fatal: list[StoreError] = []
     store = Store.open(url)
     store.start(asyncio.get_running_loop(), fatal.append)
@@ -320,22 +346,38 @@ async def test_a_read_that_takes_too_long_is_ended(url: str, monkeypatch: pytest
         assert it.fatal == []
 
 
-async def test_the_log_stays_bounded(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_log_stays_bounded(
+    url: str, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(sqlite, "_LOG_BYTES", 1 << 20)
     monkeypatch.setitem(sqlite._SETTINGS, "journal_size_limit", 1 << 19)
+    monkeypatch.setitem(sqlite._SETTINGS, "busy_timeout", 10)
     log = path.with_name("jobs.db-wal")
+    job = a_stored(1)
+    version = 1
     async with opened(url) as it:
-        job = a_stored(1)
         it.store.submit(accepting(job))
-        for version in range(2, 4000):
-            it.store.submit(changing(replace(job.record, version=version, situation="x" * 2000)))
-            if version % 10 == 0:
+
+        async def write(commits: int) -> int:
+            nonlocal version
+            for _ in range(commits):
+                version += 1
+                it.store.submit(changing(replace(job.record, version=version, situation="x" * 4000)))
                 await it.store.flushed()
-            # one that reads all the time
-            if version % 100 == 0:
                 await it.store.jobs(["J1"])
-        await it.store.flushed()
-        assert log.stat().st_size < 2 << 20
+            return log.stat().st_size
+
+        # with readers that come and go
+        assert await write(600) < 2 << 20
+        # with one that stays, the log must grow, and somebody is told
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM jobs").fetchall()
+        assert await write(600) > 2 << 20
+        assert "a reader keeps the log" in caplog.text
+        # when it has gone, the log is cut
+        reader.close()
+        assert await write(200) < 2 << 20
 
 
 # -- how it is asked
