@@ -83,6 +83,6 @@ def newest(text: bytes, *, cut_off: bool = False) -> dict[str, Any] | None:
         if 2 <= len(line) <= MAX_LINE_BYTES:
             with suppress(msgspec.DecodeError, RecursionError, ValueError, OverflowError):
                 data = _decode(line)
-                _encode(data)  # what cannot be said again is not valid: numbers beyond 64 bits
+                _encode(data)  # what cannot be said again is not valid: half a surrogate pair
                 return data
     return None

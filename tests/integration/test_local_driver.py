@@ -32,7 +32,7 @@ class LocalWorld:
             agent=agent,
             environment=Environment(driver="local", user="u"),
             url=f"unix:{self._path}/{agent}.socket",
-            token="t",
+            token="token-of-tests",
             home=f"{self._path}/{agent}",
             run_root=f"{self._path}/run",
         )

@@ -1,0 +1,202 @@
+"""The journal and the outbox: order, acknowledgement, torn tails, compaction."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sirepo_jobs.agents.journal import Helper, Intent, Journal
+from sirepo_jobs.agents.outbox import Kept, Outbox
+from sirepo_jobs.protocol import Exited, Started
+
+
+def intent(jid: str) -> Intent:
+    return Intent(jid=jid, serial=1, attempt=1, run_dir=f"r/{jid}", mark=5)
+
+
+def started(seq: int, jid: str) -> bytes:
+    return msgspec.json.encode(Started(seq=seq, jid=jid, serial=1, attempt=1, at=99, pid=7))
+
+
+def exited(seq: int, jid: str) -> bytes:
+    return msgspec.json.encode(Exited(seq=seq, jid=jid, serial=1, attempt=1, at=3, exit_code=0))
+
+
+def written(path: Path) -> Journal:
+    journal = Journal(str(path))
+    journal.replay("boot")
+    return journal
+
+
+def test_new_journal_has_a_new_install(tmp_path: Path) -> None:
+    first = Journal(str(tmp_path)).replay("boot")
+    assert (first.acked, first.last_seq, first.intents, first.boot_id) == (0, 0, {}, "boot")
+    assert Journal(str(tmp_path)).replay("other").install == first.install
+    assert Journal(str(tmp_path)).replay("other").boot_id == "boot"
+    (tmp_path / "journal").unlink()
+    assert Journal(str(tmp_path)).replay("boot").install != first.install
+
+
+def test_replay_tells_what_is_open_and_what_is_unacknowledged(tmp_path: Path) -> None:
+    journal = written(tmp_path)
+    for jid in "abc":
+        journal.intend(intent(jid))
+    journal.helper(11, 22)
+    journal.keep(started(1, "a"), 4711)
+    journal.keep(exited(2, "b"))
+    journal.acked(1)
+    assert journal.sync()
+    past = Journal(str(tmp_path)).replay("boot")
+    assert set(past.intents) == {("a", 1), ("c", 1)}
+    found = past.intents["a", 1]
+    assert (found.pid, found.start, found.started_at) == (7, 4711, 99)
+    assert [kept.seq for kept, _ in past.kept] == [2]
+    assert past.kept[0][0].ends == ("b", 1)
+    assert (past.acked, past.last_seq) == (1, 2)
+    assert past.helpers == [Helper(pid=11, start=22)]
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_torn_tail_is_cut_wherever_it_tears(tmp_path: Path, cut: int) -> None:
+    journal = written(tmp_path)
+    journal.keep(exited(1, "a"))
+    journal.sync()
+    good = os.path.getsize(tmp_path / "journal")
+    journal.keep(exited(2, "b"))
+    journal.sync()
+    os.truncate(tmp_path / "journal", os.path.getsize(tmp_path / "journal") - cut)
+    again = Journal(str(tmp_path))
+    past = again.replay("boot")
+    assert past.last_seq == 1
+    assert os.path.getsize(tmp_path / "journal") == good
+    again.keep(exited(2, "c"))
+    again.sync()
+    assert [kept.ends for kept, _ in Journal(str(tmp_path)).replay("boot").kept] == [("a", 1), ("c", 1)]
+
+
+def test_flipped_bit_ends_the_reading(tmp_path: Path) -> None:
+    journal = written(tmp_path)
+    journal.keep(exited(1, "a"))
+    journal.sync()
+    at = os.path.getsize(tmp_path / "journal")
+    journal.keep(exited(2, "b"))
+    journal.keep(exited(3, "c"))
+    journal.sync()
+    data = bytearray((tmp_path / "journal").read_bytes())
+    data[at + 30] ^= 1
+    (tmp_path / "journal").write_bytes(data)
+    assert Journal(str(tmp_path)).replay("boot").last_seq == 1
+
+
+def test_rewrite_keeps_what_matters(tmp_path: Path) -> None:
+    journal = written(tmp_path)
+    for n in range(1, 20_000):
+        journal.keep(exited(n, f"j{n}"))
+    journal.acked(19_998)
+    journal.sync()
+    assert journal.long
+    journal.rewrite("i", "b", 19_998, [intent("x")], [Kept(19_999, exited(19_999, "last"), ("last", 1))], [])
+    assert not journal.long
+    journal.keep(exited(20_000, "after"))
+    journal.sync()
+    past = Journal(str(tmp_path)).replay("b")
+    assert (past.install, past.acked, past.last_seq) == ("i", 19_998, 20_000)
+    assert [kept.ends for kept, _ in past.kept] == [("last", 1), ("after", 1)]
+    assert list(past.intents) == [("x", 1)]
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
+
+
+def test_rewritten_birth_keeps_its_start_time(tmp_path: Path) -> None:
+    journal = written(tmp_path)
+    known = msgspec.structs.replace(intent("a"), pid=7, start=4711, started_at=99)
+    journal.rewrite("i", "b", 0, [known], [Kept(1, started(1, "a"), None)], [])
+    assert Journal(str(tmp_path)).replay("b").intents["a", 1] == known
+
+
+def test_full_disk_is_tried_again_and_nothing_is_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = written(tmp_path)
+    real = os.write
+    room = [10]
+
+    def write(fd: int, data: bytes) -> int:
+        if room[0] <= 0:
+            raise OSError(28, "No space left on device")
+        count = real(fd, data[: room[0]])
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr(os, "write", write)
+    journal.keep(exited(1, "a"))
+    assert not journal.sync()
+    journal.keep(exited(2, "b"))
+    assert not journal.write()
+    room[0] = 1 << 20
+    assert journal.sync()
+    assert Journal(str(tmp_path)).replay("boot").last_seq == 2
+
+
+def kept(seq: int) -> Kept:
+    return Kept(seq, b"%d" % seq, (f"j{seq}", 1) if seq % 2 else None)
+
+
+def test_outbox_says_nothing_before_it_is_on_disk() -> None:
+    outbox = Outbox()
+    for seq in (1, 2):
+        outbox.push(kept(seq))
+    assert outbox.unsynced
+    assert outbox.batch(1000) == []
+    outbox.synced()
+    outbox.push(kept(3))
+    assert outbox.batch(1000) == [b"1", b"2"]
+    assert outbox.batch(1000) == []
+    outbox.synced()
+    assert outbox.batch(1000) == [b"3"]
+    assert not outbox.unsynced
+
+
+def test_outbox_repeats_what_is_not_acknowledged() -> None:
+    outbox = Outbox()
+    for seq in range(1, 6):
+        outbox.push(kept(seq))
+    outbox.synced()
+    assert len(outbox.batch(1000)) == 5
+    assert outbox.ack(2) == [("j1", 1)]
+    assert outbox.rewind(3) == [("j3", 1)]
+    assert outbox.batch(1000) == [b"4", b"5"]
+    assert outbox.rewind(0) == []
+    assert outbox.batch(1000) == [b"4", b"5"]
+    assert outbox.ack(5) == [("j5", 1)]
+    assert len(outbox) == 0
+    outbox.push(kept(6))
+    outbox.synced()
+    assert outbox.batch(1000) == [b"6"]
+
+
+def test_outbox_is_cut_by_size_but_always_goes_on() -> None:
+    outbox = Outbox()
+    for seq in range(1, 4):
+        outbox.push(Kept(seq, b"x" * 100, None))
+    outbox.synced()
+    assert [len(outbox.batch(1)) for _ in range(4)] == [1, 1, 1, 0]
+    outbox.rewind(0)
+    assert len(outbox.batch(200)) == 2
+
+
+def test_outbox_is_gapless() -> None:
+    outbox = Outbox(acked=7)
+    outbox.push(kept(8))
+    with pytest.raises(AssertionError):
+        outbox.push(kept(10))
+
+
+def test_ended_record_is_said_again_only_if_it_was_said() -> None:
+    outbox = Outbox()
+    outbox.push(kept(1))
+    outbox.synced()
+    assert outbox.again(("j1", 1)) is None
+    outbox.batch(100)
+    assert outbox.again(("j1", 1)) == b"1"
+    assert outbox.again(("j9", 1)) is None
