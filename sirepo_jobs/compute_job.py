@@ -108,8 +108,8 @@ class JobTable:
 
     @property
     def full(self) -> bool:
-        """Half of the memory for jobs is taken; new ones that only wait can stay rows."""
-        return len(self._jobs) >= self._capacity // 2
+        """Half of the memory for jobs is taken by queued ones; further ones can stay rows."""
+        return len(self._queued) >= self._capacity // 2
 
     @contextlib.asynccontextmanager
     async def hold(self, jid: str) -> AsyncIterator[ComputeJob | None]:
