@@ -131,12 +131,7 @@ class Follower:
             job = self._when_over(log.attempt)
             told = log.attempt or 0
             if (job.ended and job.attempt <= told) or not told:
-                break
-        length = job.stdout_bytes if stream == "stdout" else job.stderr_bytes
-        if length is not None and told == job.attempt and log.offset < length:
-            # The stream ended before its end; what is missing stands in the file.
-            rest = self._client.logs(self._jid, stream, offset=log.offset, attempt=told)
-            self._copy_bytes(rest, fd)
+                return
 
     def _copy_bytes(self, log: Iterable[bytes], fd: int) -> None:
         for piece in log:

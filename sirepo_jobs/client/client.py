@@ -164,7 +164,7 @@ class Client(AbstractContextManager["Client"]):
         After a broken connection it goes on at the next byte of the same attempt: every byte comes
         once. A job that has not started has no output; with `follow` its start is waited for.
         """
-        return LogStream(self.transport, f"{_path(jid)}/logs/{stream}", offset, attempt, follow)
+        return LogStream(self.transport, _path(jid), stream, offset, attempt, follow)
 
     def events(self, after: int | None = None) -> Iterator[Event]:
         """What happens to jobs, without end: everything after `after`, or from now on.

@@ -1,7 +1,7 @@
 """Streams that go on where they were cut: log bytes by offset, events by sequence number."""
 
 from collections.abc import Generator, Iterator
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -9,12 +9,14 @@ from urllib3.response import BaseHTTPResponse
 
 from sirepo_jobs.errors import Error, Unavailable
 
-from .records import Event
-from .transport import Patience, Transport
+from .records import Event, job_of
+from .transport import Params, Patience, Transport
 
 _PIECE_BYTES = 256 << 10
 #: A silent follower asks again after so long, in case the other side is gone without a word.
 _SILENCE_SECS = 300.0
+#: How long the end of a job may come after the end of its output.
+_END_SECS = 1.0
 #: Events come with signs of life in between.
 _EVENT_SILENCE_SECS = 60.0
 #: A line that is longer is no event of ours.
@@ -25,14 +27,21 @@ class LogStream(Iterator[bytes]):
     """The output of one attempt from an offset on, each byte once, over as many connections as it takes."""
 
     def __init__(
-        self, transport: Transport, path: str, offset: int, attempt: int | None, follow: bool
+        self,
+        transport: Transport,
+        job_path: str,
+        stream: Literal["stdout", "stderr"],
+        offset: int,
+        attempt: int | None,
+        follow: bool,
     ) -> None:
         #: Of the byte that comes next.
         self.offset = offset
         #: The attempt that is read; None until the server has told, or when there is none.
         self.attempt = attempt
         self._transport = transport
-        self._path = path
+        self._job_path = job_path
+        self._stream = stream
         self._follow = follow
         self._connected = False
         self._pieces = self._read()
@@ -78,7 +87,8 @@ class LogStream(Iterator[bytes]):
                         patience.refill()
                         self.offset += len(piece)
                         yield piece
-                return
+                if not self._follow or self._is_over(patience):
+                    return
             except ReadTimeoutError:
                 patience.refill()  # silence is no fault; ask again, lest the other side is gone
             except HTTPError as exc:
@@ -87,13 +97,37 @@ class LogStream(Iterator[bytes]):
             finally:
                 response.close()
 
+    def _is_over(self, patience: Patience) -> bool:
+        """Whether the end of a followed stream is the end of the output.
+
+        Somebody in between may end a stream politely when it is itself told to end; the job knows better.
+        """
+        job = job_of(self._transport.call("GET", self._job_path))
+        if self.attempt is None:
+            return job.ended  # nothing of it ever ran
+        if not job.ended and job.attempt == self.attempt:
+            # The output ends a moment before the job does.
+            params: Params = {"wait": f"{_END_SECS:g}s", "version": job.version}
+            job = job_of(self._transport.call("GET", self._job_path, params))
+        if job.attempt > self.attempt:
+            return True  # it is being tried again: what this attempt wrote is written
+        if not job.ended:
+            return False
+        length = job.stdout_bytes if self._stream == "stdout" else job.stderr_bytes
+        if length is not None and self.offset < length:
+            why = f"the stream ended at byte {self.offset} of {length}"
+            patience.pause(Unavailable(why, code="incomplete"))
+            return False
+        return True
+
     def _open(self) -> BaseHTTPResponse:
         params = {
             "offset": self.offset or None,
             "attempt": self.attempt,
             "follow": 1 if self._follow else None,
         }
-        return self._transport.once("GET", self._path, params, read_secs=_SILENCE_SECS)
+        path = f"{self._job_path}/logs/{self._stream}"
+        return self._transport.once("GET", path, params, read_secs=_SILENCE_SECS)
 
 
 def server_events(transport: Transport, after: int | None) -> Iterator[Event]:

@@ -134,10 +134,40 @@ async def test_a_broken_log_goes_on_at_the_next_byte_of_the_same_attempt(house: 
     got = b"".join(await off(lambda: list(client.logs("J1", follow=True))))
     client.close()
     assert got == bytes(range(256)) * 40
-    assert [path.partition("?")[2] for _, path, *_ in house.fake.asked] == [
+    assert [path.partition("?")[2] for _, path, *_ in house.fake.asked if "logs" in path] == [
         "follow=1",
         "offset=5000&attempt=2&follow=1",
     ]
+
+
+async def test_a_polite_end_before_the_end_is_no_end(house: Stage) -> None:
+    """A proxy or a supervisor that is told to end may close a stream as if everything had been said."""
+    fake = house.fake
+    fake.add("J1")
+    await fake.write("J1", b"one ")
+    client = Client(house.url, house.token)
+    following = asyncio.create_task(off(lambda: b"".join(client.logs("J1", follow=True))))
+    await until(lambda: fake.streams == 1)
+    await fake.end_streams()
+    await until(lambda: "wait=1s" in fake.asked[-1][1])
+    await fake.change("J1", progress={"percent_complete": 50})
+    await until(lambda: fake.opened == 2)
+    await fake.end_streams()
+    await fake.write("J1", b"two")
+    await fake.change("J1", state="completed", exit_code=0, stdout_bytes=7)
+    assert await following == b"one two"
+    client.close()
+
+
+async def test_output_that_is_missing_is_not_passed_over(house: Stage) -> None:
+    house.fake.add("J1", state="completed", stdout_bytes=7)
+    await house.fake.write("J1", b"one")
+    client = Client(house.url, house.token, patience_secs=0.2)
+    log = client.logs("J1", follow=True)
+    assert await off(lambda: next(log)) == b"one"
+    with pytest.raises(Unavailable, match="ended at byte 3 of 7"):
+        await off(lambda: next(log))
+    client.close()
 
 
 async def test_a_log_that_is_left_lets_go(house: Stage) -> None:
