@@ -28,7 +28,7 @@ from .resources import parse_bytes, parse_secs
 PREFIX = "SIREPO_JOBS_"
 #: Names under our prefix that are no settings: what a job gets, and what clients look at.
 NOT_SETTINGS = frozenset(
-    {"JID", "SERIAL", "ATTEMPT", "RUN_DIR", "CPUS", "PROGRESS"}
+    {"JID", "SERIAL", "ATTEMPT", "RUN_DIR", "CPUS", "PROGRESS", "MARK"}
     | {"URL", "TOKEN_FILE", "TOKEN", "OUTPUT", "CONFIG"}
 )
 

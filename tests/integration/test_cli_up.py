@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sirepo_jobs
 from sirepo_jobs.client import Client
 from sirepo_jobs.frontend import rootdir
 
@@ -112,9 +113,14 @@ def test_from_up_to_down(house: House) -> None:
     assert house.run("run", "--", "sh", "-c", "kill -9 $$").returncode == 137
     told = house.run("run", "--max-attempts", "3", "--", "sh", "-c", "echo try $SIREPO_JOBS_ATTEMPT; exit 7")
     assert (told.returncode, told.stdout) == (7, "try 1\ntry 2\ntry 3\n")
+    # A job may use the command line itself: what it finds in its environment is no misspelled setting.
+    where = Path(sirepo_jobs.__file__).parents[1]
+    words = [sys.executable, "-m", "sirepo_jobs.cli", "ps", "--root", str(house.root)]
+    inside = house.run("run", "-e", f"PYTHONPATH={where}", "--", *words)
+    assert (inside.returncode, "running" in inside.stdout) == (0, True), inside.stderr
     assert house.run("doctor").returncode == 0
     states = [job["state"] for job in json.loads(house.run("ps", "-a", "-o", "json").stdout)]
-    assert len(states) == 6
+    assert len(states) == 7
 
     assert house.run("down", "--stop-agents").returncode == 0
     assert up.wait(LONG) == 0
