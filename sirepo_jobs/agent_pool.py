@@ -334,9 +334,11 @@ class AgentPool:
                 agent.happen(AgentEvent.GONE)
                 self._wake(agent)
             return
+        # an agent that is ending is waited for to go, any other to come
+        change = agent.there if agent.line is None else agent.gone
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECS):
-                await agent.there.wait()
+                await change.wait()
 
     def save(self, agent: Agent) -> None:
         """Write the agent's row with this turn's unit."""

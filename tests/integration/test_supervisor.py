@@ -474,6 +474,8 @@ async def test_an_idle_agent_is_let_go_and_a_new_op_makes_a_new_one(
         house.supervisor.agents.sweep(0.0)
         assert agent.heard(p.Stop) == [p.Stop()]
         (second,) = await house.submit()
+        for _ in range(100):
+            await asyncio.sleep(0)  # whoever brings the new one waits, and does not spin
         assert "ending" in house.supervisor.why_pending(await house.job(second))[1]
         house.driver.fate = Fate.GONE
         agent.cut()
