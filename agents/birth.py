@@ -36,6 +36,7 @@ class Births:
 
     def __init__(self, run_root: str, environ: Mapping[str, str], pass_env: list[str]) -> None:
         self._root = run_root
+        self._below = f"{run_root}/"
         self._base = {
             name: value
             for name, value in environ.items()
@@ -56,11 +57,13 @@ class Births:
 
     def path_of(self, run_dir: str) -> str:
         """Where a run dir lies."""
-        return f"{self._root}/{run_dir}"
+        return self._below + run_dir
 
     def start(self, spawn: Spawn) -> Child | Over:
         """The process, or why there is none. Raises `Busy`, after which it may be tried again."""
         path = self.path_of(spawn.run_dir)
+        if not path.startswith(self._below) or "/../" in f"{path}/" or "\0" in path:
+            return never(spawn, Reason.START_FAILED, f"run_dir={spawn.run_dir!r} is not below the run root")
         try:
             made = _make_dir(path)
         except OSError as exc:
@@ -168,7 +171,11 @@ def _make_dir(path: str) -> bool:
             os.mkdir(path, 0o700)
         except FileNotFoundError:
             # Each of them 0700: this process runs with umask 077.
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            above = path[: path.rindex("/")]
+            try:
+                os.mkdir(above, 0o700)
+            except (FileNotFoundError, FileExistsError):
+                os.makedirs(above, 0o700, exist_ok=True)
             os.mkdir(path, 0o700)
     except FileExistsError:
         return False

@@ -22,6 +22,7 @@ from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
 
 _LIST_BYTES: Final = 1 << 17
+_PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 class Child:
@@ -165,7 +166,7 @@ class Nursery:
 
     def _blame(self, child: Child, reason: Reason | None) -> bool:
         """Note that we end it; False when it has ended by itself, so that its own result stands."""
-        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        ended = os.waitid(os.P_PID, child.pid, _PEEK)
         if ended is not None:
             return False
         child.stopped = True
@@ -209,47 +210,28 @@ class Nursery:
         """
         while True:
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                # POSIT: the kernel looks at children in the order in which they became ours, and hands
+                # over a dead process's children at its death. So we hear of a helper's death before
+                # anybody whom it left to us is reaped, and `on_helper` can take them in first.
+                pid, status, rusage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 break
-            if info is None:
+            if pid == 0:
                 break
-            pid = info.si_pid
-            child = self._mains.get(pid)
+            child = self._mains.pop(pid, None)
             if child is None:
-                # A helper that died may have left this one to us: ask first.
-                if not (self.helpers and self._reap_helpers(on_helper)):
-                    os.waitpid(pid, 0)
-                    self._strays.pop(pid, None)
+                self._strays.pop(pid, None)
+                if pid in self.helpers:
+                    self.helpers.discard(pid)
+                    if on_helper is not None:
+                        on_helper(pid, status)
                 continue
-            # Its pid, and so its group, cannot be anybody else's while it is a zombie (I20).
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-            _, child.status, child.rusage = os.wait4(pid, 0)
-            del self._mains[pid]
+            child.status = status
+            child.rusage = rusage
             self._dying[child.ticket] = child
             if on_ended is not None:
                 on_ended(child)
         return self._bury() if self._dying else []
-
-    def _reap_helpers(self, on_helper: Callable[[int, int], None] | None) -> bool:
-        """Whether a helper died: then an unknown zombie may be a child that it left to us.
-
-        The kernel hands over a dead helper's children only after the helper's own death can be seen.
-        """
-        died = False
-        for pid in list(self.helpers):
-            try:
-                found, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                self.helpers.discard(pid)
-                continue
-            if found:
-                died = True
-                self.helpers.discard(pid)
-                if on_helper is not None:
-                    on_helper(pid, status)
-        return died
 
     def _bury(self) -> list[Child]:
         """Kill what the dying left; return those that left nothing, or nothing any more."""
@@ -264,7 +246,7 @@ class Nursery:
                 unknown.append(pid)
             elif owner.ticket in self._dying:
                 remaining.add(owner.ticket)
-                _kill_one(pid)
+                _kill_leftover(pid)
             else:
                 self._strays[pid] = owner
         if unknown:
@@ -286,7 +268,7 @@ class Nursery:
             owner = sessions.get(stat.session)
             if owner is not None or not self._mains:
                 remaining.add(owner.ticket if owner is not None else next(iter(self._dying)))
-                _kill_one(pid)
+                _kill_leftover(pid)
 
     def owner_of(self, pid: int) -> Child | None:
         """The attempt that a process belongs to, by its mark, else by its environment."""
@@ -314,8 +296,12 @@ def _signal_group(child: Child, number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
-def _kill_one(pid: int) -> None:
-    # POSIT: a child of ours that we have not reaped, so nobody else's pid.
+def _kill_leftover(pid: int) -> None:
+    """KILL to a child of ours and to its whole group at once, so that nobody in it can fork on."""
+    # POSIT: we have not reaped it, so nobody else has its pid, nor its group's number; and a group
+    # belongs to one session, so to one attempt (I20).
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(os.getpgid(pid), signal.SIGKILL)
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
 

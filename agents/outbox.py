@@ -44,11 +44,9 @@ class Outbox:
         if self._kept:
             self._synced = self._kept[-1].seq
 
-    def rewind(self, acked: int) -> list[Key]:
-        """A new connection: say everything again that is not acknowledged. Returns as `ack`."""
-        forgotten = self.ack(acked)
+    def rewind(self) -> None:
+        """A new connection: say everything again that is not acknowledged."""
         self._sent = self.acked
-        return forgotten
 
     def ack(self, seq: int) -> list[Key]:
         """Drop what is committed; returns the attempts whose end that was."""

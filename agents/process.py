@@ -161,9 +161,12 @@ def refuse_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def hide_memory() -> None:
-    """SECURITY: processes of the same user cannot read our memory, where the token is (S43)."""
-    _prctl(_PR_SET_DUMPABLE, 0)
+def hide_memory(on: bool = True) -> None:
+    """SECURITY: processes of the same user cannot read our memory, where the token is (S43).
+
+    While hidden, our own files in /proc belong to root.
+    """
+    _prctl(_PR_SET_DUMPABLE, 0 if on else 1)
 
 
 def die_with_parent() -> None:
@@ -179,6 +182,7 @@ def set_name(name: str) -> None:
 
 def prefer_for_oom(score: int) -> None:
     """When memory runs out, the kernel shall take the jobs, not us (F031). They inherit this."""
+    hide_memory(False)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
 

@@ -12,9 +12,8 @@ from contextlib import suppress
 from typing import Final
 
 from sirepo_jobs.agents import exit_file, process
-from sirepo_jobs.agents.journal import Helper, Intent, Journal
+from sirepo_jobs.agents.journal import Helper, Intent
 from sirepo_jobs.agents.words import Over
-from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.reasons import Reason
 
 #: Old spawners end by themselves when their last job is over; after this they are made to.
@@ -104,19 +103,6 @@ class Recovery:
             message="the host was rebooted" if self._rebooted else "the launcher was killed while it ran",
             proof="boot_changed" if self._rebooted else "launcher_lost",
         )
-
-
-def clear(spec: AgentSpec) -> None:
-    """End everything that launchers of this home left behind. The caller holds the home's lock."""
-    boot_id = process.boot_id()
-    journal = Journal(spec.home)
-    past = journal.replay(boot_id)
-    journal.close()
-    intents = dict(enumerate(past.intents.values()))
-    recovery = Recovery(spec.run_root, intents, past.helpers, rebooted=past.boot_id != boot_id)
-    while recovery.due is not None:
-        time.sleep(max(0.0, recovery.due - time.monotonic()))
-        recovery.step()
 
 
 def kill(pid: int, start: int) -> None:

@@ -14,6 +14,9 @@ from sirepo_jobs.reasons import Reason
 #: Cancels of attempts that have not arrived yet, so many are remembered.
 MAX_CANCELED: Final = 10_000
 
+#: Spawners may die so often before an attempt begins.
+MAX_LOSSES: Final = 3
+
 #: An attempt, on the wire of one agent.
 Key = tuple[str, int]
 
@@ -21,7 +24,18 @@ Key = tuple[str, int]
 class Entry:
     """One attempt, from its `Run` until its end is acknowledged."""
 
-    __slots__ = ("key", "mark", "never", "run", "serial", "started_at", "state", "stopping", "ticket")
+    __slots__ = (
+        "key",
+        "losses",
+        "mark",
+        "never",
+        "run",
+        "serial",
+        "started_at",
+        "state",
+        "stopping",
+        "ticket",
+    )
 
     def __init__(self, key: Key, serial: int, state: str, run: Run | None) -> None:
         self.key = key
@@ -34,6 +48,8 @@ class Entry:
         #: Names it towards the spawners, once it starts.
         self.ticket = 0
         self.mark = 0
+        #: Spawners that died before they began it.
+        self.losses = 0
         #: It was canceled before it began.
         self.never = False
         #: Grace of a cancel that is under way.
@@ -153,7 +169,7 @@ class Roster:
             del self._canceled[key]
             return [self._never(entry, at, "canceled before it arrived")]
         if self.closing:
-            return [self._never(entry, at, "the agent is stopping")]
+            return [self._never(entry, at, "the agent is stopping", reason=Reason.START_FAILED)]
         if run.standby:
             self._standby[key] = entry
             return []
@@ -272,8 +288,8 @@ class Roster:
                 entries.append(entry)
         return entries
 
-    def dropped(self, ticket: int, at: int) -> list[Effect]:
-        """A spawner has given it back, unbegun."""
+    def dropped(self, ticket: int, at: int, *, lost: bool = False) -> list[Effect]:
+        """A spawner has given it back, unbegun; or, `lost`, has died before it began it."""
         entry = self._tickets.pop(ticket, None)
         if entry is None:
             return []
@@ -281,6 +297,12 @@ class Roster:
         if entry.stopping is not None:
             self._standby.pop(entry.key, None)
             return [self._never(entry, at, "canceled before it began")]
+        entry.losses += lost
+        if entry.losses > MAX_LOSSES:
+            # Whether it is what kills them or not: it shall not go on like this.
+            self._standby.pop(entry.key, None)
+            why = f"spawners died {entry.losses} times just before it began"
+            return [self._never(entry, at, why, reason=Reason.START_FAILED)]
         # Else slots were given to it while it was on its way back.
         return [] if entry.key in self._standby else [self._begin(entry)]
 
@@ -351,10 +373,10 @@ class Roster:
         entry.stopping = grace_secs if entry.stopping is None else min(grace_secs, entry.stopping)
         return [End(entry, grace_secs)]
 
-    def _never(self, entry: Entry, at: int, why: str) -> Tell:
+    def _never(self, entry: Entry, at: int, why: str, reason: Reason | None = None) -> Tell:
         jid, attempt = entry.key
         self._end(entry)
-        entry.never = True
+        entry.never = reason is None
         self.last_seq += 1
         return Tell(
             Exited(
@@ -363,9 +385,9 @@ class Roster:
                 serial=entry.serial,
                 attempt=attempt,
                 at=at,
-                reason=Reason.START_FAILED if self.closing else None,
+                reason=reason,
                 message=why,
-                stopped=True,
+                stopped=reason is None,
                 began=False,
                 proof="never_claimed",
             )

@@ -153,7 +153,7 @@ def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
     # Imported here, so that finding a launcher stays quick.
     from sirepo_jobs.agents import launcher
 
-    the_launcher = launcher.Launcher(spec, _network_side, [lock])
+    the_launcher = launcher.Launcher(spec, _network_side, lock)
     stat = process.stat_of(os.getpid())
     assert stat is not None
     answer = msgspec.json.encode(
@@ -198,9 +198,9 @@ def _stop(spec: AgentSpec) -> int:
             return 1
         time.sleep(0.01)
 
-    from sirepo_jobs.agents.recovery import clear
+    from sirepo_jobs.agents import launcher
 
-    clear(spec)
+    launcher.Launcher(spec, _network_side, lock).settle()
     with suppress(FileNotFoundError):
         os.unlink(f"{spec.home}/launcher.json")
     os.close(lock)
