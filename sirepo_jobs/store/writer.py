@@ -124,7 +124,8 @@ class Writer:
                 # While letting go: all is durable, and the next opening checks the file.
                 _log.warning("the store could not be closed in good order: %s", trouble.text)
                 return
-            _log.exception("the writer failed")
+            if trouble is None:
+                _log.exception("the writer failed")
             error = StoreError(trouble.text if trouble else f"a bug: {type(exc).__name__}: {exc}")
             error.__cause__ = exc
             self._tell(self.fail, error)
