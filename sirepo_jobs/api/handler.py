@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
+import structlog
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
@@ -21,6 +22,7 @@ from sirepo_jobs.job import State
 from sirepo_jobs.supervisor import Supervisor
 from sirepo_jobs.views import job_view
 
+_log = structlog.get_logger(__name__)
 encode = msgspec.json.Encoder().encode
 
 
@@ -123,12 +125,28 @@ class Handler(RequestHandler):
         return self.get_query_argument(name, "").lower() in ("1", "true", "yes")
 
     async def send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
-        """Stream chunks at the reader's pace; a reader that leaves ends the stream, and nothing else."""
+        """Stream chunks at the reader's pace; a reader that leaves ends the stream, and nothing else.
+
+        Only a stream that came to its end is ended properly: after an error, or when we stop, the
+        connection is cut, so that nobody takes what came for the whole.
+        """
         self._stream = asyncio.create_task(self._send(chunks))
-        await asyncio.wait({self._stream})
-        if not self._stream.cancelled():
-            self._stream.result()
+        try:
+            await asyncio.wait({self._stream})
+        finally:
+            if not self._stream.done():
+                self._stream.cancel()
+        if self._stream.cancelled():
+            self.detach().close()
+            return
+        error = self._stream.exception()
+        if error is None:
             self.finish()
+        elif not self._headers_written:
+            raise error
+        else:
+            _log.warning("stream cut", path=self.request.path, why=str(error))
+            self.detach().close()
 
     async def _send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
         async with contextlib.aclosing(chunks):

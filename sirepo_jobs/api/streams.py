@@ -24,12 +24,14 @@ class Logs(Handler):
         offset = self.number("offset", 0) or 0
         limit = self.number("limit")
         follow = self.flag("follow")
+        asked = self.number("attempt")
         async with self.job(jid) as job:
-            if follow and not self.get_query_argument("attempt", ""):
-                while job.record.started_at is None and job.record.state not in FINAL:
-                    await job.change(job.record.version)
-            attempt = self.number("attempt", job.record.attempt) or 0
             self.set_header("Content-Type", "application/octet-stream")
+            self.set_header("X-Accel-Buffering", "no")
+            # no header before it is known which attempt this is: who resumes must name it
+            while follow and asked is None and not _has_begun(job):
+                await job.change(job.record.version)
+            attempt = job.record.attempt if asked is None else asked
             self.set_header("X-Attempt", str(attempt))
             where = await self._where(job, attempt)
             if where is None:
@@ -39,8 +41,6 @@ class Logs(Handler):
             agent = self.supervisor.agents.get(agent_name) or self.supervisor.agents.at(
                 self.supervisor.environment(job)
             )
-            self.set_header("X-Accel-Buffering", "no")
-            await self.flush()
             await self.send(
                 self.supervisor.readings.read(
                     job,
@@ -83,9 +83,9 @@ class Events(Handler):
         after = self.number("after", int(last) if last.isdecimal() and len(last) < 19 else None)
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("X-Accel-Buffering", "no")
-        self.write(b": hello\n\n")
-        await self.flush()
         start = self.supervisor.events.last if after is None else after
+        self.write(b": hello\nid: %d\n\n" % start)  # who is cut before the first event resumes here
+        await self.flush()
         await self.send(self._lines(start))
 
     async def _lines(self, after: int) -> AsyncGenerator[bytes, None]:
@@ -104,3 +104,8 @@ class Events(Handler):
             finally:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
+
+
+def _has_begun(job: ComputeJob) -> bool:
+    """There may be output, or there never will be."""
+    return job.record.started_at is not None or job.record.state in FINAL
