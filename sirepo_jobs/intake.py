@@ -19,6 +19,8 @@ from .supervisor import Supervisor
 #: Jobs made between two looks at the rest of the world.
 SLICE = 500
 MAX_KEY_CHARS = 200
+#: Units that may wait for the writer before new work is put off (F094, C16).
+MAX_WAITING = 500
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,8 +41,11 @@ class Intake:
         Raises `BadInput` for what no driver here can do, `Conflict` for a key or jid that is taken,
         `Unavailable` while the store cannot write.
         """
-        if self._supervisor.store.degraded:
-            raise Unavailable(f"no new jobs can be accepted now: {self._supervisor.store.degraded}")
+        store = self._supervisor.store
+        if store.degraded:
+            raise Unavailable(f"no new jobs can be accepted now: {store.degraded}")
+        if store.waiting > MAX_WAITING:
+            raise Unavailable(f"the disk is slow: {store.waiting} commits wait for it; try again in a moment")
         for place, spec in enumerate(specs):
             self._check(spec, f"/jobs/{place}" if len(specs) > 1 else "")
         if key is None:
