@@ -21,6 +21,8 @@ class Link:
 
     def say(self, word: FromRelay) -> None:
         """Never waits; what the launcher cannot take yet is kept, it takes everything soon."""
+        if self.gone.is_set():
+            return
         self._lane.put(relay(word))
         self._lane.flush()
         if self._lane.pending:
@@ -42,6 +44,7 @@ class Link:
         if self._lane.closed:
             self._loop.remove_reader(self._lane.fileno())
             self._loop.remove_writer(self._lane.fileno())
+            self._lane.close()
             self.gone.set()
 
     def _write(self) -> None:

@@ -5,8 +5,8 @@ A process is (boot id, pid, start time); a bare pid proves nothing, because pids
 
 import ctypes
 import os
+import random
 import resource
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +28,8 @@ MARK_BASE: Final = 1 << 52
 MARK_ENV: Final = "SIREPO_JOBS_MARK"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Marks are no secrets; only the launcher makes them, so forks do not repeat them.
+_random = random.Random(os.urandom(16))
 
 
 class Stat(NamedTuple):
@@ -81,7 +83,7 @@ def boot_id() -> str:
 
 def new_mark() -> int:
     """A number that names the processes of one attempt."""
-    return MARK_BASE + secrets.randbits(48)
+    return MARK_BASE + _random.getrandbits(48)
 
 
 def set_mark(mark: int | None) -> None:

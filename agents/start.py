@@ -89,11 +89,21 @@ def _start(spec: AgentSpec) -> int:
     while data := os.read(reader, 65536):
         answer += data
     if not answer:
-        sys.stderr.write(f"the launcher did not start; see {spec.home}/launcher.log\n")
+        sys.stderr.write(
+            f"the launcher did not start; {spec.home}/launcher.log ends:\n{_log_tail(spec.home)}"
+        )
         return 1
     sys.stdout.buffer.write(answer)
     sys.stdout.flush()
     return 0
+
+
+def _log_tail(home: str) -> str:
+    """What the launcher said last; it says no secrets."""
+    with suppress(OSError), open(f"{home}/launcher.log", "rb") as file:  # noqa: PTH123
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
+        return file.read().decode(errors="replace")
+    return ""
 
 
 def _run(spec: AgentSpec) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from websockets.asyncio.server import ServerConnection, unix_serve
 from websockets.exceptions import ConnectionClosed
 
@@ -60,6 +61,7 @@ class Stage:
         #: Give credit back as soon as a chunk comes.
         self.crediting = True
         self.welcoming = True
+        self.heartbeat_secs = 5.0
         #: Refuse with this code after Hello.
         self.refuse: int | None = None
         self.session = 0
@@ -102,7 +104,7 @@ class Stage:
                 return
             if self.welcoming:
                 self.connection = connection
-                await self.send([Welcome(acked=self.acked, heartbeat_secs=5.0)])
+                await self.send([Welcome(acked=self.acked, heartbeat_secs=self.heartbeat_secs)])
             await self._note()
             while True:
                 data = await connection.recv(decode=False)
@@ -313,6 +315,14 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
 
 def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def open_files(pid: int) -> list[str]:
+    """What a process has open. Skips the test where the process hides it from us, as it should."""
+    try:
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except PermissionError:
+        return pytest.skip("only root sees the open files of an agent")
 
 
 def comm_of(pid: int) -> str:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sirepo_jobs.protocol import Exited, Started, Stop, ToAgentFrame, Unsupported, Welcome, encode
-from tests.agent_stage import Scene, appears, children_of, gone, scene
+from sirepo_jobs.protocol import Exited, Stop, ToAgentFrame, Unsupported, encode
+from tests.agent_stage import Scene, appears, gone, scene
 
 
 def witness(s: Scene, jid: str, **changes: object) -> object:
@@ -254,12 +254,3 @@ async def test_refused_agent_ends_its_jobs(tmp_path: Path) -> None:
         await s.launch()
         exited = await s.stage.ended("j")
         assert (exited.signal, exited.stopped) == (15, True)
-
-
-async def test_welcome_can_be_late_and_heartbeats_come(tmp_path: Path) -> None:
-    async with scene(tmp_path) as s:
-        await s.stage.send([Welcome(acked=0, heartbeat_secs=0.1)])
-        await s.stage.send([s.stage.run("j", ["true"])])
-        await s.stage.ended("j")
-        assert children_of(s.launcher)
-        assert not [m for m in s.stage.durable if isinstance(m, Started) and m.seq > 2]

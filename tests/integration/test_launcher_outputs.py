@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sirepo_jobs.protocol import WINDOW_BYTES, Credit, OutputEnd, StopReading, decode_chunk
-from tests.agent_stage import Scene, appears, scene
+from tests.agent_stage import Scene, appears, open_files, scene
 
 PYTHON = os.path.realpath("/proc/self/exe")
 
@@ -184,12 +184,11 @@ async def test_readings_end_with_their_connection(tmp_path: Path) -> None:
         await s.stage.connection.close()
         await s.stage.connected(2)
         (agent,) = s.helpers("sj-agent")
-        links = [os.readlink(f"/proc/{agent}/fd/{fd}") for fd in os.listdir(f"/proc/{agent}/fd")]
-        assert not [link for link in links if link.endswith("stdout")]
         # The reader goes on where it was.
         again = asyncio.create_task(read(s, "j", offset=3, follow=True))
         (s.run_dir("j") / "go").touch()
         assert (await again)[0] == b"def"
+        assert not [path for path in open_files(agent) if path.endswith("stdout")]
 
 
 async def test_progress_is_the_newest_valid_line(tmp_path: Path) -> None:

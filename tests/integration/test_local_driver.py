@@ -13,7 +13,7 @@ from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
 from sirepo_jobs.drivers.local import LocalDriver
 from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.protocol import Hello
-from tests.agent_stage import Stage, appears, carrying, comm_of, gone, scene
+from tests.agent_stage import Stage, appears, carrying, comm_of, gone, open_files, scene
 from tests.driver_contract import STEPS, Step, exercise
 
 
@@ -122,6 +122,10 @@ async def test_a_launch_that_takes_too_long_has_failed(tmp_path: Path) -> None:
         await driver.stop(handle, grace_secs=20)
 
 
+def environ_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 async def test_supervisors_secrets_and_files_do_not_reach_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,19 +134,36 @@ async def test_supervisors_secrets_and_files_do_not_reach_the_launcher(
     os.set_inheritable(held, True)
     try:
         async with scene(tmp_path) as s:
-            for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")):
-                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-                assert "/dev/zero" not in links
-                environ = (Path("/proc") / str(pid) / "environ").read_bytes()
-                assert b"s3cret" not in environ
-                assert os.getsid(pid) == s.launcher
-            lock = f"{s.home}/lock"
-            holders = [
-                pid
-                for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"))
-                if lock in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            ]
-            assert holders == [s.launcher]
-            assert os.readlink(f"/proc/{s.launcher}/cwd") == str(s.home)
+            pids = (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"))
+            assert [os.getsid(pid) for pid in pids] == [s.launcher] * 4
+            files = {pid: open_files(pid) for pid in pids}
+            assert not [pid for pid in pids if "/dev/zero" in files[pid]]
+            # Or nobody could launch again while a spawner of a dead launcher ends its jobs.
+            assert [pid for pid in pids if f"{s.home}/lock" in files[pid]] == [s.launcher]
+            for pid in pids:
+                assert b"s3cret" not in environ_of(pid)
+                assert os.readlink(f"/proc/{pid}/cwd") in ("/", str(s.home))
     finally:
         os.close(held)
+
+
+async def test_what_was_stopped_after_a_crash_is_told_truly_later(tmp_path: Path) -> None:
+    async with scene(tmp_path) as s:
+        await s.stage.send([s.stage.run("j", ["sleep", "1000"])])
+        await s.stage.started("j")
+        os.kill(s.launcher, signal.SIGKILL)
+        await gone(s.launcher)
+        assert s.handle is not None
+        await s.driver.stop(s.handle, grace_secs=1)
+        await s.launch()
+        exited = await s.stage.ended("j")
+        # It was us who killed it, so its signal says nothing about the job.
+        assert (exited.exit_code, exited.signal, exited.proof) == (None, None, "launcher_lost")
+
+
+async def test_start_that_fails_says_why(tmp_path: Path) -> None:
+    async with local_world(tmp_path) as world:
+        spec = world.spec("a")
+        (tmp_path / "a" / "journal").mkdir(parents=True)
+        with pytest.raises(LaunchError, match="journal"):
+            await world.driver().launch(spec)
