@@ -61,15 +61,15 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     stage = Stage(tmp_path / "unused")
-    refused = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: refused.set())
+    tries: asyncio.Queue[str | None] = asyncio.Queue()
+    context.sni_callback = lambda _, name, __: tries.put_nowait(name)
     async with served(stage, context) as port:
         s = Scene(tmp_path, stage)
         s.spec = spec_of(s, f"wss://localhost:{port}/agent", ca_file=str(other))
         handle = await s.launch()
         # It tries, and trusts nobody whom it was not told to trust.
-        await asyncio.sleep(1.0)
+        for _ in range(3):
+            assert await asyncio.wait_for(tries.get(), 20) == "localhost"
         assert stage.hellos == []
         await s.driver.stop(handle, grace_secs=20)
         s.spec = spec_of(s, f"wss://localhost:{port}/agent", ca_file=str(cert))
@@ -81,7 +81,10 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         await s.driver.stop(handle, grace_secs=20)
         s.spec = spec_of(s, f"wss://127.0.0.1:{port}/agent", ca_file=str(cert))
         handle = await s.launch()
-        await asyncio.sleep(0.5)
+        while not tries.empty():
+            tries.get_nowait()
+        for _ in range(3):
+            await asyncio.wait_for(tries.get(), 20)
         assert len(stage.hellos) == 1  # the certificate is for another name
         await s.driver.stop(handle, grace_secs=20)
 
