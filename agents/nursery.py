@@ -78,6 +78,8 @@ class Nursery:
     def __init__(self) -> None:
         #: Children that are no jobs; they are reaped and handed to the caller, never touched otherwise.
         self.helpers: set[int] = set()
+        #: Hears of attempts that are about to be signaled, as soon as that is certain.
+        self.on_blame: Callable[[Child], None] | None = None
         self._mains: dict[int, Child] = {}
         self._children: dict[int, Child] = {}
         self._marks: dict[int, Child] = {}
@@ -171,6 +173,8 @@ class Nursery:
             return False
         child.stopped = True
         child.reason = reason
+        if self.on_blame is not None:
+            self.on_blame(child)
         return True
 
     def next_due(self) -> float | None:

@@ -8,9 +8,12 @@ import mmap
 import struct
 from typing import Final, NamedTuple
 
-_SLOT: Final = struct.Struct("<QqIiQ")
+_SLOT: Final = struct.Struct("<QqIiQB")
 _STATUS: Final = struct.Struct("<i")
 _STATUS_AT: Final = 20
+_WHY_AT: Final = 32
+_STOPPED: Final = 1
+_OVERDUE: Final = 2
 _SLOTS: Final = 1024
 #: No wait status is this.
 _RUNNING: Final = -1
@@ -26,6 +29,14 @@ class Line(NamedTuple):
     status: int | None
     #: The attempt in whose place it was started; 0 = none.
     instead_of: int
+    #: We signaled it before it ended by itself ...
+    stopped: bool
+    #: ... because of a time limit.
+    overdue: bool
+
+
+#: All that is known of an attempt that does not stand on a slate.
+NOTHING: Final = Line(0, 0, 0, None, 0, stopped=False, overdue=False)
 
 
 class Slate:
@@ -40,7 +51,7 @@ class Slate:
         if not self._free:
             return -1
         slot = self._free.pop()
-        _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, _RUNNING, instead_of)
+        _SLOT.pack_into(self._memory, slot * _SLOT.size, ticket, started_at, pid, _RUNNING, instead_of, 0)
         return slot
 
     def ended(self, slot: int, status: int) -> None:
@@ -48,19 +59,26 @@ class Slate:
         if slot >= 0:
             _STATUS.pack_into(self._memory, slot * _SLOT.size + _STATUS_AT, status)
 
+    def blame(self, slot: int, *, overdue: bool) -> None:
+        """It is being stopped by us."""
+        if slot >= 0:
+            self._memory[slot * _SLOT.size + _WHY_AT] = _OVERDUE if overdue else _STOPPED
+
     def wipe(self, slot: int) -> None:
         """The launcher was told everything."""
         if slot >= 0:
-            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0, 0, 0)
+            _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, 0, 0, 0, 0, 0)
             self._free.append(slot)
 
     def read(self) -> dict[int, Line]:
         """By ticket: what was in hand."""
         lines = {}
-        for ticket, started_at, pid, status, instead_of in _SLOT.iter_unpack(self._memory):
+        for ticket, started_at, pid, status, instead_of, why in _SLOT.iter_unpack(self._memory):
             if ticket:
                 known = None if status == _RUNNING else status
-                lines[ticket] = Line(ticket, started_at, pid, known, instead_of)
+                lines[ticket] = Line(
+                    ticket, started_at, pid, known, instead_of, stopped=why > 0, overdue=why == _OVERDUE
+                )
         return lines
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ class Spawner:
         self._slate = slate
         self._births = Births(spec.run_root, os.environ, spec.pass_env)
         self._nursery = Nursery()
+        self._nursery.on_blame = self._note_blame
         self._words: list[FromSpawner] = []
         #: When the words must be told at the latest, by the monotonic clock.
         self._tell_at = 0.0
@@ -186,6 +187,9 @@ class Spawner:
             self._told_slots.append(child.slot)
         if not len(self._nursery):
             os.chdir("/")  # stand in nobody's way
+
+    def _note_blame(self, child: Child) -> None:
+        self._slate.blame(child.slot, overdue=child.reason is Reason.TIME_LIMIT)
 
     def _note_end(self, child: Child) -> None:
         assert child.status is not None

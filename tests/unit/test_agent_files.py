@@ -196,13 +196,17 @@ def test_slate_is_read_by_the_other_process() -> None:
     slate = Slate()
     pid = os.fork()
     if pid == 0:
-        first = slate.note(5, 500, 50, 0)
-        slate.note(6, 600, 60, 5)
+        first = slate.note(5, 50, 500, 0)
+        slate.note(6, 60, 600, 5)
         slate.ended(first, 256)
+        slate.blame(first, overdue=True)
         slate.wipe(slate.note(7, 700, 70, 0))
         os._exit(0)
     os.waitpid(pid, 0)
-    assert slate.read() == {5: Line(5, 50, 500, 256, 0), 6: Line(6, 60, 600, None, 5)}
+    assert slate.read() == {
+        5: Line(5, 500, 50, 256, 0, stopped=True, overdue=True),
+        6: Line(6, 600, 60, None, 5, stopped=False, overdue=False),
+    }
     slate.close()
 
 
