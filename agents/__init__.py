@@ -1,9 +1,21 @@
 """What runs on the other side: the launcher, its spawners and the agent.
 
-    start.py     the command that a driver runs: daemonises the launcher, or finds the one that lives
-    launcher.py  parent of everything: journal, order of starts, records until they are acknowledged
-    spawner.py   parent of jobs: starts them, waits for them, leaves nothing of them behind
-    agent.py     the network side: a thin relay, and the reader of outputs
+    start.py      the command that a driver runs: daemonises the launcher, or finds the one that lives
+    launcher.py   parent of everything: one loop, no network
+      desk.py       what is said comes here, is decided, written down and passed on
+      roster.py     pure: which attempts there are, and when each starts
+      outbox.py     pure: records until they are acknowledged
+      journal.py    what must be remembered through the launcher's death
+      recovery.py   what became of attempts that an earlier launcher began
+      crew.py       the spawners, as the launcher sees them; slate.py: what they have in hand
+      upstream.py   the network side, as the launcher sees it
+    spawner.py    parent of jobs: one small loop, two of them
+      birth.py      how an attempt becomes a process
+      nursery.py    waits, keeps limits, leaves nothing behind; exit_file.py: exit.json
+    agent.py      the network side: connects out, again for ever
+      session.py    one connection; link.py: to the launcher; attempts.py: what lives
+      readings.py   outputs by offset; progress.py; run_files.py: opened safely
+    words.py      words between these processes; lane.py: how they travel; process.py: facts from /proc
 
-Only the standard library, websockets, msgspec and floor 1 are imported here (design 2).
+Only the standard library, websockets, msgspec, floor 1 and the driver's AgentSpec are imported (design 2).
 """

@@ -174,15 +174,16 @@ class Crew:
         due += [place.back_off.due for place in self.places if not place.pid]
         return min(due) if due else None
 
-    def flush(self) -> None:
-        """Tell everybody what was decided."""
+    def flush(self, *, begin: bool = True) -> None:
+        """Tell everybody what was decided; without `begin` only what makes nothing begin."""
         for place in self.places:
             lane = place.lane
             if lane is None:
                 continue
-            if place.words:
-                lane.put(pack(place.words))
-                place.words.clear()
+            words = place.words if begin else _harmless(place.words)
+            if words:
+                lane.put(pack(words))
+                place.words = [] if begin else [word for word in place.words if word not in words]
             elif not lane.pending:
                 continue
             lane.flush()
@@ -246,6 +247,12 @@ class Crew:
         for place in self.places:
             if place.lane is not None:
                 place.lane.close()
+
+
+def _harmless(words: list[ToSpawner]) -> list[ToSpawner]:
+    """Ends of attempts that do not begin in the same breath."""
+    beginning = {word.ticket for word in words if isinstance(word, Spawn | Go)}
+    return [word for word in words if isinstance(word, Kill | Pause) and word.ticket not in beginning]
 
 
 def _load(place: Place) -> int:

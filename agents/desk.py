@@ -17,6 +17,7 @@ from sirepo_jobs.agents.crew import Crew, Place, start_of
 from sirepo_jobs.agents.journal import Helper, Intent, Journal, Past
 from sirepo_jobs.agents.nursery import Child, Nursery
 from sirepo_jobs.agents.outbox import Kept, Outbox
+from sirepo_jobs.agents.recovery import Recovery
 from sirepo_jobs.agents.roster import Begin, Effect, End, Entry, Go, Hold, Roster, Tell, TellAgain
 from sirepo_jobs.agents.slate import NOTHING, Line
 from sirepo_jobs.agents.upstream import Upstream
@@ -62,13 +63,13 @@ class Desk:
         #: Of the state directory: a new one knows nothing of what was before.
         self.install = past.install
         #: Spawners of earlier launchers.
-        self.old_helpers = past.helpers
+        self._old_helpers = past.helpers
         #: The host was started anew since the last launcher.
         self.rebooted = past.boot_id != self._boot_id
         self._roster = Roster(past.last_seq)
         self._outbox = Outbox(past.acked)
         #: Attempts that have a process, or are about to, by ticket.
-        self.intents: dict[int, Intent] = {}
+        self._intents: dict[int, Intent] = {}
         self._spawns: dict[int, Spawn] = {}
         #: Who was started in whose place by a spawner that could not tell any more.
         self._heirs: dict[int, int] = {}
@@ -88,9 +89,13 @@ class Desk:
             entry = Entry(key, intent.serial, "running", None)
             entry.started_at = intent.started_at or None
             self._roster.restore(entry)
-            self.intents[entry.ticket] = intent
+            self._intents[entry.ticket] = intent
 
     # -- what may be known
+
+    def recovery(self) -> Recovery:
+        """What is to be found out about the attempts of earlier launchers."""
+        return Recovery(self._spec.run_root, dict(self._intents), self._old_helpers, rebooted=self.rebooted)
 
     @property
     def live(self) -> int:
@@ -151,7 +156,7 @@ class Desk:
     def _watch(self) -> list[Watch]:
         watch = []
         for entry in self._roster.entries():
-            source = entry.run if entry.run is not None else self.intents.get(entry.ticket)
+            source = entry.run if entry.run is not None else self._intents.get(entry.ticket)
             if source is not None and entry.state != "ended":
                 watch.append(
                     Watch(
@@ -192,7 +197,7 @@ class Desk:
         run = entry.run
         assert run is not None
         entry.mark = process.new_mark()
-        intent = self.intents[entry.ticket] = Intent(
+        intent = self._intents[entry.ticket] = Intent(
             jid=run.jid,
             serial=run.serial,
             attempt=run.attempt,
@@ -247,9 +252,9 @@ class Desk:
                 self.over(word)
             elif isinstance(word, Spawned):
                 self._do(self._roster.spawned(word.ticket, word.pid, word.start, word.at))
-                intent = self.intents.get(word.ticket)
+                intent = self._intents.get(word.ticket)
                 if intent is not None:
-                    self.intents[word.ticket] = msgspec.structs.replace(
+                    self._intents[word.ticket] = msgspec.structs.replace(
                         intent, pid=word.pid, start=word.start, started_at=word.at
                     )
             elif isinstance(word, Dropped):
@@ -259,7 +264,7 @@ class Desk:
 
     def over(self, over: Over) -> None:
         """An attempt is over."""
-        self.intents.pop(over.ticket, None)
+        self._intents.pop(over.ticket, None)
         self._spawns.pop(over.ticket, None)
         heir = self._heirs.pop(over.ticket, 0)
         if heir and not over.successor:
@@ -267,7 +272,7 @@ class Desk:
         self._do(self._roster.over(over))
 
     def _dropped(self, ticket: int, *, lost: bool) -> None:
-        self.intents.pop(ticket, None)
+        self._intents.pop(ticket, None)
         self._spawns.pop(ticket, None)
         self._do(self._roster.dropped(ticket, _now_us(), lost=lost))
 
@@ -333,22 +338,19 @@ class Desk:
         # POSIT: nothing is asked for before its intent is in the journal, and nothing is told before
         # its record is on disk (C1).
         self.disk_full = not self._journal.write()
-        if self.disk_full:
-            return
-        self._crew.flush()
-        if self._outbox.unsynced and now >= self._next_sync:
-            self.disk_full = not self._journal.sync()
-            if self.disk_full:
-                return
+        self._crew.flush(begin=not self.disk_full)
+        if self._outbox.unsynced and now >= self._next_sync and not self.disk_full:
+            self._journal.sync()
             self._outbox.synced()
             self._next_sync = time.monotonic() + (GROUP_SECS if self._roster.standby else 0.0)
         self._upstream.flush(self._outbox)
-        if self._journal.long:
+        if self._journal.long and not self.disk_full:
             self.rewrite()
 
     def rewrite(self) -> None:
         """Let the journal say only what still matters, under this boot's name."""
-        helpers = [
+        helpers = [helper for helper in self._old_helpers if process.alive(helper.pid, helper.start)]
+        helpers += [
             Helper(pid=place.pid, start=start_of(place.pid)) for place in self._crew.places if place.pid
         ]
         with suppress(OSError):  # a full disk: another time
@@ -356,7 +358,7 @@ class Desk:
                 self.install,
                 self._boot_id,
                 self._outbox.acked,
-                list(self.intents.values()),
+                list(self._intents.values()),
                 self._outbox.kept(),
                 helpers,
             )

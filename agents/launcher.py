@@ -21,7 +21,6 @@ from sirepo_jobs.agents.desk import Desk
 from sirepo_jobs.agents.journal import Journal
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.nursery import Nursery, report
-from sirepo_jobs.agents.recovery import Recovery
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.upstream import Upstream
 from sirepo_jobs.driver import AgentSpec
@@ -51,9 +50,7 @@ class Launcher:
         self._desk = Desk(spec, self._journal, self._nursery, self._crew, self._upstream)
         #: See `Hello.install`.
         self.install = self._desk.install
-        self._recovery = Recovery(
-            spec.run_root, dict(self._desk.intents), self._desk.old_helpers, rebooted=self._desk.rebooted
-        )
+        self._recovery = self._desk.recovery()
         if self._desk.rebooted:
             # At once, and then under the new boot's name: what is begun from now on is of this boot.
             self.settle()

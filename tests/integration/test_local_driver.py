@@ -1,12 +1,15 @@
 """The local driver keeps the drivers' contract, and what is its own."""
 
 import asyncio
+import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
@@ -167,3 +170,39 @@ async def test_start_that_fails_says_why(tmp_path: Path) -> None:
         (tmp_path / "a" / "journal").mkdir(parents=True)
         with pytest.raises(LaunchError, match="journal"):
             await world.driver().launch(spec)
+
+
+async def test_in_the_foreground(tmp_path: Path) -> None:
+    """`run`, for containers and service managers: ends with TERM, and `start` finds it."""
+    async with local_world(tmp_path) as world:
+        spec = world.spec("a")
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = (sys.executable, "-P", "-m", "sirepo_jobs.agents")
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, "run", stdin=pipe, stdout=pipe, env=env)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(spec))
+        process.stdin.close()
+        told = json.loads(await process.stdout.readline())
+        assert told["pid"] == process.pid
+        handle = await world.driver().launch(spec)
+        assert handle.data["pid"] == process.pid
+        second = await asyncio.create_subprocess_exec(*command, "run", stdin=pipe, stderr=pipe, env=env)
+        _, err = await second.communicate(msgspec.json.encode(spec))
+        assert (second.returncode, b"runs already" in err) == (1, True)
+        process.terminate()
+        assert await process.wait() == 0
+        assert await world.driver().look(handle) is Fate.GONE
+
+
+@pytest.mark.parametrize(("words", "given"), [((), b""), (("dance",), b"{}"), (("start",), b"no JSON")])
+async def test_wrong_use_is_refused(words: tuple[str, ...], given: bytes) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "sirepo_jobs.agents", *words, stdin=pipe, stderr=pipe, env=env
+    )
+    _, err = await process.communicate(given)
+    assert process.returncode == 2
+    assert err
