@@ -48,6 +48,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     job_cache_size: int
     queue_window: int
     max_body_bytes: int
+    proxy_secret_file: Path | None
     log_level: str
     log_format: str
 
@@ -73,7 +74,7 @@ class Loaded(NamedTuple):
         """`(name, value, source)` of every setting, for people; secrets are hidden."""
         for name in SETTINGS:
             value = getattr(self.settings, name)
-            text = ":".join(value) if isinstance(value, tuple) else str(value)
+            text = ":".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
             yield name, _hide(text) if SETTINGS[name].secret else text, self.sources[name]
 
 
@@ -155,6 +156,10 @@ def _path(value: Any) -> Path:
     return absolute(value)
 
 
+def _file(value: Any) -> Path | None:
+    return _path(value) if value else None
+
+
 def _own_cpus(_: Mapping[str, str]) -> int:
     return len(os.sched_getaffinity(0))
 
@@ -176,6 +181,9 @@ SETTINGS: dict[str, Setting] = {
         _integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"
     ),
     "max_body_bytes": Setting(_size(1024, 1 << 30), 16 << 20, "largest request body"),
+    "proxy_secret_file": Setting(
+        _file, None, "file with the secret of a proxy that does the login; default: there is none"
+    ),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
     "log_format": Setting(
         _one_of("auto", "json", "console"), "auto", "auto: for people on a terminal, else JSON"

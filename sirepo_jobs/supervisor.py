@@ -42,6 +42,7 @@ from .spec import JobSpec
 from .store import Store
 from .store.unit import EventRow, Unit
 from .tasks import Tasks
+from .token_book import TokenBook
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ class Supervisor:
         self.agents = make_agents(self)
         self.events = EventHub(store, store.last_event_seq)
         self.readings = Readings(self)
+        self.tokens = TokenBook(store, self.commits, self.now)
         self._job_seq = store.last_job_seq
         self._op_id = 0
         self._changes: _Changes | None = None
@@ -107,6 +109,7 @@ class Supervisor:
 
     async def recover(self) -> None:
         """Know again what was under way before the restart: agents, attempts, the queue (SIR-L1, SYS-16)."""
+        await self.tokens.load()
         for row in await self.store.agents():
             self.agents.restore(row)
         for stored in await self.store.active_jobs():

@@ -4,10 +4,13 @@ from typing import Any
 
 from tornado.web import RequestHandler
 
+from sirepo_jobs.tokens import TOKEN_ID
+
 from .handler import House
 from .jobs import Attempts, Job, JobEvents, Jobs, Verb
 from .service import Agents, Health, Stats, StopAgents
 from .streams import Events, Logs
+from .tokens import Token, TokenFeed, Tokens
 
 __all__ = ["House", "routes"]
 
@@ -26,6 +29,9 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/api/v1/agents", Agents),
         (r"/api/v1/agents/stop", StopAgents),
         (r"/api/v1/stats", Stats),
+        (r"/api/v1/tokens", Tokens),
+        (rf"/api/v1/tokens/({TOKEN_ID})", Token),
+        (r"/internal/tokens", TokenFeed),
         (r"/healthz", Health),
         (r"/readyz", Health),
     ]

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "logs": "logs",
     "wait": "jobs",
     "cancel": "jobs",
+    "token": "tokens",
     "doctor": "doctor",
     "config": "config",
     "supervisor": "serve",

@@ -64,7 +64,9 @@ def frontend_command(here: Surroundings, /, under: int | None, **flags: Any) -> 
     settings = _prepare(here, under, flags)
     from sirepo_jobs.frontend.server import run_frontend
 
-    return run_frontend(settings.root, settings.host, settings.port, settings.max_body_bytes)
+    return run_frontend(
+        settings.root, settings.host, settings.port, settings.max_body_bytes, settings.proxy_secret_file
+    )
 
 
 def _prepare(here: Surroundings, under: int | None, flags: dict[str, Any]) -> Any:

@@ -173,6 +173,32 @@ class Client(AbstractContextManager["Client"]):
         """
         return server_events(self.transport, after)
 
+    def create_token(
+        self,
+        user: str,
+        *,
+        role: str = "user",
+        scopes: Iterable[str] = (),
+        name: str = "",
+        expires_in: float | str = "30d",
+    ) -> dict[str, Any]:
+        """A new token for `user`; `token` in the answer is shown this once. For administrators."""
+        order = {"user": user, "role": role, "scopes": list(scopes), "name": name, "expires_in": expires_in}
+        body = msgspec.json.encode(order)
+        answer: dict[str, Any] = self.transport.call("POST", "/api/v1/tokens", body=body, repeat=False)
+        return answer
+
+    def tokens(self, user: str | None = None) -> list[dict[str, Any]]:
+        """One's own tokens, or everybody's for administrators, the newest first."""
+        answer: list[dict[str, Any]] = self.transport.call("GET", "/api/v1/tokens", {"user": user})["tokens"]
+        return answer
+
+    def revoke_token(self, token_id: str) -> dict[str, Any]:
+        """End a token for good; again changes nothing."""
+        path = f"/api/v1/tokens/{quote(token_id, safe='')}"
+        answer: dict[str, Any] = self.transport.call("DELETE", path)
+        return answer
+
 
 def _path(jid: str) -> str:
     return f"/api/v1/jobs/{quote(jid, safe='')}"

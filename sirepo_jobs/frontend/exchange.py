@@ -22,7 +22,7 @@ from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec, parse_submission
 
 from . import limits, problems, query
-from .auth import Principal
+from .auth import Principal, Scope
 from .problems import MethodNotAllowed
 from .routes import Kind, Route
 from .upstream import Asking, Cut
@@ -118,7 +118,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._path, _, raw_query = self._line.path.partition("?")
         # SECURITY: S1, S2. Without a token nobody learns which paths there are.
         if (route := self._frontend.table.open_route(self._line.method, self._path)) is None:
-            self._principal = self._frontend.tokens.find(self._headers.get("Authorization"))
+            self._principal = self._frontend.tokens.admit(self._headers)
             route = self._frontend.table.find(self._line.method, self._path)
             assert route.scope is not None
             self._principal.require(route.scope)
@@ -165,6 +165,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._connection.set_close_callback(self.on_connection_close)
         if self._refusal is not None:
             self._tell(self._refusal)
+        elif not self.may_stay:  # a body may be long in coming
+            self._tell(_no_longer_valid())
         elif self._frontend.busy():
             self._tell(Unavailable("too many requests at the same time; try again", code="busy"))
         elif self._route is not None and self._route.kind is Kind.HEALTH:
@@ -210,7 +212,16 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers |= {"X-User": self._principal.user, "X-Role": self._principal.role}
         body = b""
         answer_secs: float | None = limits.ANSWER_SECS + parse_secs(self._query.get("wait", "0"))
-        if route.kind is Kind.SUBMIT:
+        if route.scope is Scope.SELF and self._principal is not None:
+            headers |= {
+                "X-Token": self._principal.token,
+                "X-Scopes": ",".join(sorted(self._principal.scopes)),
+            }
+        if route.kind is Kind.ORDER:
+            assert route.body is not None
+            headers["Content-Type"] = "application/json"
+            body = route.body(bytes(self._body))
+        elif route.kind is Kind.SUBMIT:
             headers |= self._idempotency_key()
             headers["Content-Type"] = "application/json"
             body = await self._specs()
@@ -290,6 +301,17 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._asking.abort()
         self._break_off() if self._began else self._tell(Unavailable("the front end is being restarted"))
 
+    def dismiss(self) -> None:
+        """Whoever asked has no valid token any more."""
+        if self._asking is not None:
+            self._asking.abort()
+        self._break_off() if self._began else self._tell(_no_longer_valid())
+
+    @property
+    def may_stay(self) -> bool:
+        """What let the caller in is still valid."""
+        return self._principal is None or self._frontend.tokens.copy.stands(self._principal)
+
     @property
     def lasting(self) -> bool:
         """It may take longer than anybody who ends the front end wants to wait."""
@@ -354,6 +376,10 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _leave(self) -> None:
         self._over = True
         self._frontend.leave(self)
+
+
+def _no_longer_valid() -> Error:
+    return Unauthorized("this token is no longer valid, or cannot be checked any more", code="bad_token")
 
 
 _date_cache = (0, "")

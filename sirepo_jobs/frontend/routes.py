@@ -5,10 +5,13 @@ exist (S1, S2).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+import msgspec
+
+from sirepo_jobs import tokens
 from sirepo_jobs.errors import NotFound
 
 from . import query
@@ -26,6 +29,8 @@ class Kind(Enum):
     READY = "ready"
     #: A body of job specs is checked, made canonical and forwarded.
     SUBMIT = "submit"
+    #: A small body is checked and made canonical by the route's `body`, and forwarded.
+    ORDER = "order"
     #: Forwarded as it is; the body is ignored.
     FORWARD = "forward"
     #: Forwarded; the answer may last for hours and is passed on piece by piece.
@@ -42,6 +47,12 @@ class Route(NamedTuple):
     scope: Scope | None
     summary: str
     query: Mapping[str, Parameter] = {}
+    #: Of an `ORDER`: raises `BadInput`, or gives what is forwarded.
+    body: Callable[[bytes], bytes] | None = None
+
+
+def _order(body: bytes) -> bytes:
+    return msgspec.json.encode(tokens.parse_order(body))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -95,10 +106,22 @@ ROUTES: tuple[Route, ...] = (
         "Changes of jobs as server-sent events",
         {"after": query.AFTER},
     ),
+    Route(
+        "POST", "/api/v1/tokens", Kind.ORDER, Scope.ADMIN, "Make a token; it is shown this once", {}, _order
+    ),
+    Route(
+        "GET",
+        "/api/v1/tokens",
+        Kind.FORWARD,
+        Scope.SELF,
+        "One's own tokens, or everybody's",
+        {"user": query.USER},
+    ),
+    Route("DELETE", "/api/v1/tokens/{token}", Kind.FORWARD, Scope.SELF, "Revoke a token for good"),
 )
 
 #: What may stand in the place of a `{name}`. Everything else is a path that does not exist.
-_PLACES = {"jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "stream": "stdout|stderr"}
+_PLACES = {"jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "stream": "stdout|stderr", "token": tokens.TOKEN_ID}
 
 
 class Table:

@@ -24,6 +24,7 @@ from sirepo_jobs.errors import BadInput
 from . import auth, limits, rootdir
 from .exchange import Exchange
 from .routes import Table
+from .token_feed import TokenFeed
 from .upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Frontend(HTTPServerConnectionDelegate):
         self.table = Table()
         #: Requests under way.
         self.exchanges: set[Exchange] = set()
+        self.feed = TokenFeed(upstream, tokens.copy, self.dismiss)
         self._quiet = asyncio.Event()
         self._server = HTTPServer(
             self,
@@ -59,6 +61,7 @@ class Frontend(HTTPServerConnectionDelegate):
                 f"cannot listen on {host}:{port}: {hint if taken else exc.strerror}", code="bind_failed"
             ) from None
         self._server.add_sockets(sockets)
+        self.feed.start()
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{sockets[0].getsockname()[1]}"
 
@@ -74,6 +77,7 @@ class Frontend(HTTPServerConnectionDelegate):
         for exchange in list(self.exchanges):
             exchange.cut()
         await self._server.close_all_connections()
+        await self.feed.stop()
         self.upstream.close()
 
     def enter(self, exchange: Exchange) -> None:
@@ -85,6 +89,13 @@ class Frontend(HTTPServerConnectionDelegate):
         self.exchanges.discard(exchange)
         if not self.exchanges:
             self._quiet.set()
+
+    def dismiss(self) -> None:
+        """End whatever lasts for somebody who may no longer be here (S9)."""
+        for exchange in [
+            exchange for exchange in self.exchanges if exchange.lasting and not exchange.may_stay
+        ]:
+            exchange.dismiss()
 
     def busy(self) -> bool:
         """More is going on than we can serve well."""
@@ -99,21 +110,30 @@ class Frontend(HTTPServerConnectionDelegate):
         """Tornado lost a connection; its exchange knows already."""
 
 
-def run_frontend(root: Path, host: str, port: int, max_body_bytes: int) -> int:
+def run_frontend(
+    root: Path, host: str, port: int, max_body_bytes: int, proxy_secret_file: Path | None = None
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Says `listening on URL` when it is ready."""
     rootdir.prepare(root)
     _more_descriptors()
     pid_file = rootdir.PidFile(root / rootdir.FRONTEND_PID)
     pid_file.hold()
     try:
-        asyncio.run(_serve(root, host, port, max_body_bytes))
+        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file))
     finally:
         pid_file.release()
     return 0
 
 
-async def _serve(root: Path, host: str, port: int, max_body_bytes: int) -> None:
-    tokens = auth.Tokens()
+async def _serve(
+    root: Path, host: str, port: int, max_body_bytes: int, proxy_secret_file: Path | None
+) -> None:
+    proxy = None
+    if proxy_secret_file is not None:
+        secret = rootdir.read_token(proxy_secret_file, own=True)
+        logs.hide(secret)
+        proxy = auth.Proxy(secret)
+    tokens = auth.Tokens(proxy=proxy)
     token = rootdir.ensure_token(root)
     logs.hide(token)
     tokens.add(token, auth.starter())

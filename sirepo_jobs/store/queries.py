@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from sirepo_jobs.job import AttemptRecord, JobRecord, State
+from sirepo_jobs.tokens import Role, Scope, TokenRow
 
 from .schema import (
     ACTIVE,
@@ -36,6 +37,7 @@ from .schema import (
     idempotency,
     jobs,
     specs,
+    tokens,
 )
 from .unit import AgentRow, EventRow, KeyRow, NewJob
 
@@ -45,6 +47,7 @@ _JIDS = 500
 _decode_job = msgspec.json.Decoder(JobRecord).decode
 _decode_attempt = msgspec.json.Decoder(AttemptRecord).decode
 _decode_jids = msgspec.json.Decoder(list[str]).decode
+_decode_scopes = msgspec.json.Decoder(list[Scope]).decode
 
 
 class StoredJob(Struct, frozen=True):
@@ -219,6 +222,15 @@ def all_agents(connection: Connection) -> list[AgentRow]:
     """Every agent that was ever written down, by name."""
     query = select(agents).order_by(agents.c.agent)
     return [AgentRow(**row) for row in connection.execute(query).mappings().all()]
+
+
+def all_tokens(connection: Connection) -> list[TokenRow]:
+    """Every token that was ever made, by id."""
+    rows = connection.execute(select(tokens).order_by(tokens.c.token)).mappings().all()
+    return [
+        TokenRow(**{**row, "role": Role(row["role"]), "scopes": _decode_scopes(row["scopes"])})
+        for row in rows
+    ]
 
 
 def _of(user: str | None, *, indexed: bool = True) -> list[ColumnElement[bool]]:

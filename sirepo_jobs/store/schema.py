@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 
 #: The newest migration; a database that is there already opens without loading Alembic.
-HEAD = "0001"
+HEAD = "0002"
 
 #: SQLite's own row number only if the type is spelled INTEGER.
 _ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -132,6 +132,26 @@ agents = Table(
     Column("handle", LargeBinary),
     Column("install", Text, nullable=False),
     Column("acked", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    #: The id in it, which is no secret.
+    Column("token", Text, primary_key=True),
+    #: SHA-256; the token itself is nowhere (S7).
+    Column("digest", LargeBinary, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    #: JSON list.
+    Column("scopes", LargeBinary, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    #: Days since 1970.
+    Column("used_day", Integer),
+    Column("revoked_at", BigInteger),
 )
 
 idempotency = Table(

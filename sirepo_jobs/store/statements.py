@@ -17,7 +17,7 @@ from sqlalchemy.sql import ClauseElement
 from sirepo_jobs.errors import StoreError
 
 from .database import Database
-from .schema import agents, attempts, events, idempotency, jobs, meta, specs
+from .schema import agents, attempts, events, idempotency, jobs, meta, specs, tokens
 from .unit import Unit
 
 #: Rows per statement. 256 rows of the widest table stay far below every limit on parameters.
@@ -44,6 +44,7 @@ class Statements:
         self._events = _Statement(dialect, _insert(events))
         self._agents = _Statement(dialect, _upsert(agents, dialect))
         self._keys = _Statement(dialect, _insert(idempotency))
+        self._tokens = _Statement(dialect, _upsert(tokens, dialect))
         self._fence = str(
             update(meta)
             .where(meta.c.epoch == bindparam("our_epoch"), meta.c.commits == bindparam("before"))
@@ -120,6 +121,25 @@ class Statements:
         self._run(
             self._keys,
             [(row.user, row.key, row.digest, encode(row.jids), row.created_at) for row in unit.keys],
+        )
+        self._run(
+            self._tokens,
+            [
+                (
+                    row.token,
+                    row.digest,
+                    row.user,
+                    _plain(row.role),
+                    encode(row.scopes),
+                    row.name,
+                    row.created_by,
+                    row.created_at,
+                    row.expires_at,
+                    row.used_day,
+                    row.revoked_at,
+                )
+                for row in unit.tokens.values()
+            ],
         )
 
     def _run(self, statement: "_Statement", rows: _Rows) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from sirepo_jobs.errors import StoreError
 from sirepo_jobs.job import AttemptRecord
+from sirepo_jobs.tokens import TokenRow
 
 from . import queries
 from .claim import Claim, take_over
@@ -144,6 +145,10 @@ class Store:
     async def agents(self) -> list[AgentRow]:
         """Every agent that was written down, by name."""
         return await self._reader.ask(queries.all_agents)
+
+    async def tokens(self) -> list[TokenRow]:
+        """Every token that was written down, by id."""
+        return await self._reader.ask(queries.all_tokens)
 
 
 def _database(url: str, *, init: bool) -> Database:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from sirepo_jobs.job import AttemptRecord, JobRecord
+from sirepo_jobs.tokens import TokenRow
 
 
 class EventRow(Struct, frozen=True, kw_only=True):
@@ -78,11 +79,14 @@ class Unit:
     attempts: list[AttemptRecord] = field(default_factory=list)
     agents: dict[str, AgentRow] = field(default_factory=dict)
     keys: list[KeyRow] = field(default_factory=list)
+    tokens: dict[str, TokenRow] = field(default_factory=dict)
     #: Called on the loop's thread, in order, once everything above is durable.
     done: list[Callable[[], None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.events or self.attempts or self.agents or self.keys or self.done)
+        return bool(
+            self.jobs or self.events or self.attempts or self.agents or self.keys or self.tokens or self.done
+        )
 
     def absorb(self, later: "Unit") -> None:
         """Add the rows of a unit that was filled after this one."""
@@ -92,4 +96,5 @@ class Unit:
         self.attempts.extend(later.attempts)
         self.agents.update(later.agents)
         self.keys.extend(later.keys)
+        self.tokens.update(later.tokens)
         self.done.extend(later.done)

@@ -211,6 +211,7 @@ def _rows(unit: Unit) -> int:
         + len(unit.attempts)
         + len(unit.agents)
         + len(unit.keys)
+        + len(unit.tokens)
     )
 
 

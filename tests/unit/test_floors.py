@@ -14,7 +14,7 @@ FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
     # 2: pure
-    **dict.fromkeys(["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text"], 2),
+    **dict.fromkeys(["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "tokens"], 2),
     # 3: the shell, the store, both outer sides
     **dict.fromkeys(
         [
@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
             "intake",
             "output",
             "tasks",
+            "token_book",
         ],
         3,
     ),

@@ -374,17 +374,17 @@ class Exercise:
         shutil.copytree(Path(str(migrations.__file__)).parent, folder)
         config = Config()
         config.set_main_option("script_location", str(folder))
-        step = folder / "versions" / "v0002_next.py"
+        step = folder / "versions" / "v0003_next.py"
         text_of_step = (
             "import sqlalchemy as sa\nfrom alembic import op\n"
-            "revision = '0002'\ndown_revision = '0001'\n"
+            "revision = '0003'\ndown_revision = '0002'\n"
             "def upgrade():\n"
             "    op.add_column('jobs', sa.Column('note', sa.Text))\n"
             "    op.execute('UPDATE jobs SET note = name')\n"
         )
         with monkeypatch.context() as patch:
             patch.setattr(migrations, "_config", lambda: config)
-            patch.setattr(migrations, "HEAD", "0002")
+            patch.setattr(migrations, "HEAD", "0003")
             step.write_text(text_of_step + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
             with pytest.raises(StoreError, match="is as it was"):
                 Store.open(url)
@@ -395,7 +395,7 @@ class Exercise:
                 assert it.store.epoch == 2  # the failed opening left no trace
             with raw(url).connect() as connection:
                 assert connection.execute(text("SELECT note FROM jobs")).scalars().all() == ["name-1"]
-                assert migrations.position(connection) == "0002"
+                assert migrations.position(connection) == "0003"
         with pytest.raises(StoreError, match="newer sirepo_jobs"):
             Store.open(url)
 
