@@ -166,17 +166,17 @@ class Births:
 
 def _make_dir(path: str) -> bool:
     """Make the attempt's directory, and those above it; False when it is there already."""
+    above = path[: path.rindex("/")]
     try:
         try:
-            os.mkdir(path, 0o700)
+            # Of a first attempt this is new, and the common case shall be the short one. Each of them
+            # is 0700: this process runs with umask 077.
+            os.mkdir(above, 0o700)
+        except FileExistsError:
+            pass
         except FileNotFoundError:
-            # Each of them 0700: this process runs with umask 077.
-            above = path[: path.rindex("/")]
-            try:
-                os.mkdir(above, 0o700)
-            except (FileNotFoundError, FileExistsError):
-                os.makedirs(above, 0o700, exist_ok=True)
-            os.mkdir(path, 0o700)
+            os.makedirs(above, 0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
     except FileExistsError:
         return False
     return True

@@ -6,7 +6,8 @@ from collections import deque
 from typing import Final
 
 _LENGTH: Final = struct.Struct(">I")
-_READ_BYTES: Final = 1 << 18
+#: More at once costs a mapping of memory each time.
+_READ_BYTES: Final = 1 << 16
 
 
 class Lane:

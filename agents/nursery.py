@@ -21,7 +21,7 @@ from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
 
-_LIST_BYTES: Final = 1 << 17
+_LIST_BYTES: Final = 1 << 16
 _PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
