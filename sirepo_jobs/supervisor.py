@@ -365,6 +365,23 @@ class Supervisor:
                 )
             )
 
+    def send_signal(self, job: ComputeJob, *, suspend: bool) -> bool:
+        """Tell the agent to stop or continue the processes of the attempt; False when it is not there."""
+        record = job.record
+        agent = self.agents.get(record.agent or "")
+        if agent is None or agent.line is None or job.op is None:
+            return False
+        agent.line.say(
+            protocol.Signal(
+                jid=record.jid,
+                serial=record.serial,
+                attempt=record.attempt,
+                op_id=job.op.op_id,
+                suspend=suspend,
+            )
+        )
+        return True
+
     def _grant(self, op: Op) -> None:
         job = self.jobs.get(op.jid)
         agent = self.agents.get(op.place.key)

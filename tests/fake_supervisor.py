@@ -64,7 +64,7 @@ class FakeSupervisor:
                 (r"/(?:healthz|readyz)", _Ready),
                 (r"/api/v1/jobs", _Jobs),
                 (r"/api/v1/jobs/([^/]+)", _Job),
-                (r"/api/v1/jobs/([^/]+)/cancel", _Cancel),
+                (r"/api/v1/jobs/([^/]+)/(cancel|hold|release|retry|suspend|resume)", _Verb),
                 (r"/api/v1/jobs/([^/]+)/logs/(stdout|stderr)", _Logs),
                 (r"/api/v1/events", _Events),
                 (r"/api/v1/agents/stop", _StopAgents),
@@ -212,11 +212,23 @@ class _Job(_Handler):
         self.write(job)
 
 
-class _Cancel(_Handler):
-    async def post(self, jid: str) -> None:
-        if (job := self.job(jid)) is not None:
-            await self.fake.change(jid, state="canceling")
-            self.write(job)
+class _Verb(_Handler):
+    async def post(self, jid: str, verb: str) -> None:
+        if (job := self.job(jid)) is None:
+            return
+        if verb == "release" and job["state"] != "held":
+            self.problem(409, "conflict", f"a job that is {job['state']} cannot be told to release")
+            return
+        state = {
+            "cancel": "canceling",
+            "hold": "held",
+            "release": "pending",
+            "retry": "pending",
+            "suspend": "suspended",
+            "resume": "running",
+        }[verb]
+        await self.fake.change(jid, state=state)
+        self.write(job)
 
 
 class _StopAgents(_Handler):

@@ -138,6 +138,9 @@ class ScriptedAgent:
         }
         self._durable(p.Exited, run, **{**base, **changes})
 
+    def suspends(self, jid: str, *, on: bool) -> None:
+        self._durable(p.Suspended, self.runs[jid], at=1500, on=on)
+
     def _durable(self, kind: type, run: p.Run, **fields: Any) -> None:
         self.seq += 1
         message = kind(jid=run.jid, serial=run.serial, attempt=run.attempt, seq=self.seq, **fields)

@@ -7,7 +7,7 @@ from tornado.web import RequestHandler
 from sirepo_jobs.tokens import TOKEN_ID
 
 from .handler import House
-from .jobs import Attempts, Job, JobEvents, Jobs, Verb
+from .jobs import Attempts, Job, JobEvents, Jobs, Signal, Verb
 from .service import Agents, Health, Stats, StopAgents
 from .streams import Events, Logs
 from .tokens import Token, TokenFeed, Tokens
@@ -22,6 +22,7 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/api/v1/jobs", Jobs),
         (rf"/api/v1/jobs/{jid}", Job),
         (rf"/api/v1/jobs/{jid}/(cancel|hold|release|retry)", Verb),
+        (rf"/api/v1/jobs/{jid}/(suspend|resume)", Signal),
         (rf"/api/v1/jobs/{jid}/attempts", Attempts),
         (rf"/api/v1/jobs/{jid}/events", JobEvents),
         (rf"/api/v1/jobs/{jid}/logs/(stdout|stderr)", Logs),

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.errors import BadInput, Conflict, NotFound
+from sirepo_jobs.errors import BadInput, Conflict, NotFound, Unavailable
 from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsked
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 from sirepo_jobs.lifecycle import Illegal
@@ -22,6 +22,8 @@ from .handler import Handler
 
 MAX_WAIT_SECS = 300.0
 MAX_PAGE = 1000
+#: How long an agent may take to say that it has stopped or continued the processes of a job.
+SIGNAL_SECS = 5.0
 
 
 class Submission(Struct, frozen=True):
@@ -78,6 +80,8 @@ class Jobs(Handler):
 
     def _whose(self) -> str | None:
         wanted = self.get_query_argument("user", "") or None
+        if wanted == "@me":
+            return self.user
         if self.is_admin:
             return wanted
         if wanted is not None and wanted != self.user:
@@ -123,11 +127,14 @@ class Verb(Handler):
 
     async def post(self, jid: str, verb: str) -> None:
         """Ask it of the job; asking again changes nothing (SIR-23). 409 where the job's state forbids it."""
+        serial = self.number("serial")
         async with self.job(jid) as job:
-            try:
-                self.supervisor.tell(job, self._event(job, verb))
-            except Illegal:
-                raise Conflict(f"a job that is {job.record.state} cannot be told to {verb}") from None
+            # whoever names the run that is to be tried again may ask twice: by then it is another run
+            if verb != "retry" or serial is None or job.record.serial <= serial:
+                try:
+                    self.supervisor.tell(job, self._event(job, verb))
+                except Illegal:
+                    raise _cannot(job, verb) from None
             await self.supervisor.commits.durable()
             self.answer(self.view(job))
 
@@ -142,6 +149,37 @@ class Verb(Handler):
                 return RetryAsked(at=at, by=by)
         own = job.record.user == by
         return CancelAsked(at=at, by=by, reason=Reason.CANCELED_BY_USER if own else Reason.CANCELED_BY_ADMIN)
+
+
+class Signal(Handler):
+    """`/jobs/{jid}/suspend`, `resume`: what the agent has to do; the job changes when it says that it has."""
+
+    async def post(self, jid: str, verb: str) -> None:
+        """Answered when the processes stand still, or go on. Asking again changes nothing."""
+        suspend = verb == "suspend"
+        before, after = State.RUNNING, State.SUSPENDED
+        if not suspend:
+            before, after = after, before
+        async with self.job(jid) as job:
+            if job.record.state is before:
+                await self._signal(job, verb, before)
+            if job.record.state is not after:
+                raise _cannot(job, verb)
+            await self.supervisor.commits.durable()
+            self.answer(self.view(job))
+
+    async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:
+        if not self.supervisor.send_signal(job, suspend=verb == "suspend"):
+            raise Unavailable(f"the agent of {job.jid} is out of reach; try again", code="agent_unreachable")
+        try:
+            async with asyncio.timeout(SIGNAL_SECS):
+                while job.record.state is before:
+                    await job.change(job.record.version)
+        except TimeoutError:
+            raise Unavailable(
+                f"the agent of {job.jid} has not answered in {SIGNAL_SECS:g} s; try again",
+                code="agent_silent",
+            ) from None
 
 
 class Attempts(Handler):
@@ -164,6 +202,10 @@ class JobEvents(Handler):
             await self.supervisor.commits.durable()
             rows = await self.supervisor.store.events(after=0, limit=10_000, jid=jid)
         self.answer({"events": [event_view(row) for row in rows]})
+
+
+def _cannot(job: ComputeJob, verb: str) -> Conflict:
+    return Conflict(f"a job that is {job.record.state} cannot be told to {verb}")
 
 
 def _cursor(seq: int) -> str:

@@ -1,34 +1,19 @@
-"""`ps`, `show`, `wait`, `cancel`: looking at jobs, and ending them."""
+"""`ps`, `show`, `wait`: looking at jobs."""
 
 import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import click
-from click.shell_completion import CompletionItem
 
 from sirepo_jobs.client import Client, Job, exit_status
-from sirepo_jobs.errors import Error
 from sirepo_jobs.resources import format_bytes, format_secs
 
 from . import render
+from .complete import complete_jid
+from .selectors import resolve
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED, EXIT_TEMPORARY, Trouble, tell
-from .trouble import exit_status as error_status
-
-
-def complete_jid(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Ids of jobs for the shell; none rather than an error."""
-    try:
-        here = ctx.find_object(Surroundings) or Surroundings()
-        jobs = list(here.client(patience_secs=0).jobs(limit=200))
-    except Error:
-        return []
-    return [
-        CompletionItem(job.jid, help=f"{job.state} {render.safe(job.name)}")
-        for job in jobs
-        if job.jid.startswith(incomplete)
-    ]
 
 
 @click.command("ps")
@@ -82,7 +67,8 @@ def ps_command(
 @click.pass_obj
 def show_command(here: Surroundings, jid: str) -> int:
     """Everything there is to know about a job."""
-    job = here.client().get(jid)
+    client = here.client()
+    job = client.get(resolve(client, jid))
     if here.json:
         (render.to_json if here.output == "json" else lambda raw: render.to_json_lines([raw]))(job.raw)
     else:
@@ -105,7 +91,7 @@ def wait_command(here: Surroundings, jids: tuple[str, ...], timeout: str | None,
     """
     client = here.client(LONG_PATIENCE_SECS)
     try:
-        jobs = list(_ended(client, jids, timeout))
+        jobs = list(_ended(client, [resolve(client, jid) for jid in jids], timeout))
     except TimeoutError as exc:
         tell(here, Trouble("timeout", str(exc), "it goes on; wait for it again"))
         return EXIT_TEMPORARY
@@ -130,31 +116,6 @@ def _ended(client: Client, jids: Iterable[str], timeout: str | None) -> Iterable
     deadline = monotonic() + parse_secs(timeout) if timeout is not None else None
     for jid in jids:
         yield client.wait(jid, timeout=None if deadline is None else max(0.0, deadline - monotonic()))
-
-
-@click.command("cancel")
-@click.argument("jids", nargs=-1, required=True, metavar="JID...", shell_complete=complete_jid)
-@options
-@click.pass_obj
-def cancel_command(here: Surroundings, jids: tuple[str, ...]) -> int:
-    """End jobs: TERM to all of their processes, KILL to what is left after the grace time."""
-    client = here.client()
-    status = 0
-    answers = []
-    for jid in jids:
-        try:
-            answers.append(client.cancel(jid))
-        except Error as exc:  # the others are ended all the same
-            tell(here, Trouble.of_error(exc))
-            status = max(status, error_status(exc))
-    if here.output == "json":
-        render.to_json([job.raw for job in answers])
-    elif here.output == "jsonl":
-        render.to_json_lines(job.raw for job in answers)
-    else:
-        for job in answers:
-            print(render.safe(f"{job.jid} {job.state}"))
-    return status
 
 
 def summary(job: Job, now: datetime) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ import click
 
 from sirepo_jobs.client import Client, exit_status
 
-from .jobs import complete_jid
+from .complete import complete_jid
 from .run import say_it_goes_on
 from .screen import STDOUT, Screen
+from .selectors import resolve
 from .surroundings import LONG_PATIENCE_SECS, SHORT_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED
 
@@ -35,6 +36,7 @@ def logs_command(
 ) -> int:
     """Print a job's output, byte for byte. Ctrl-C stops the printing, never the job."""
     client = here.client(LONG_PATIENCE_SECS if follow else SHORT_PATIENCE_SECS)
+    jid = resolve(client, jid)
     screen = Screen(status=False)
     stream: Literal["stdout", "stderr"] = "stderr" if stderr else "stdout"
     try:

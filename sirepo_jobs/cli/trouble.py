@@ -64,11 +64,15 @@ class Trouble(NamedTuple):
         what = "".join(traceback.format_exception_only(error)).strip()
         return cls("internal", what, "run it again with --debug to see where")
 
+    def as_json(self) -> dict[str, str]:
+        """What is said of it in JSON output: everything that is known."""
+        return {name: value for name, value in self._asdict().items() if value}
+
 
 def tell(here: "Surroundings", trouble: Trouble) -> None:
     """One line and a hint on stderr; with JSON output one object on stdout instead."""
     if here.json:
-        print(json.dumps({"error": {k: v for k, v in trouble._asdict().items() if v}}))
+        print(json.dumps({"error": trouble.as_json()}))
         return
     print(f"error: {safe(trouble.message)}", file=sys.stderr)
     if trouble.hint:

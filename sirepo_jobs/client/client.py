@@ -16,7 +16,7 @@ from sirepo_jobs.spec import JobSpec
 
 from .records import Event, Job, JobPage, Submitted, job_of
 from .streams import LogStream, server_events
-from .transport import READ_SECS, Transport
+from .transport import READ_SECS, Params, Transport
 from .where import Place, find
 
 Spec = JobSpec | Mapping[str, Any]
@@ -137,7 +137,35 @@ class Client(AbstractContextManager["Client"]):
 
     def cancel(self, jid: str) -> Job:
         """Ask a job to end; asking again, or too late, changes nothing."""
-        return job_of(self.transport.call("POST", f"{_path(jid)}/cancel", body=b""))
+        return self._tell(jid, "cancel")
+
+    def hold(self, jid: str) -> Job:
+        """Keep a job from running; one that runs is ended first, and starts anew when it is released."""
+        return self._tell(jid, "hold")
+
+    def release(self, jid: str) -> Job:
+        """Let a held job go on. Raises `Conflict` when it is not held, nor queued already."""
+        return self._tell(jid, "release")
+
+    def retry(self, jid: str, *, serial: int | None = None) -> Job:
+        """Run a job again that has ended: a new run of the same jid. Raises `Conflict` while it runs.
+
+        `serial` names the run that is to be done again; a later run is left alone. When left out it
+        is the present one.
+        """
+        serial = self.get(jid).serial if serial is None else serial
+        return self._tell(jid, "retry", {"serial": serial})
+
+    def suspend(self, jid: str) -> Job:
+        """Stop the processes of a running job; they keep their memory and their place."""
+        return self._tell(jid, "suspend")
+
+    def resume(self, jid: str) -> Job:
+        """Let the processes of a suspended job go on."""
+        return self._tell(jid, "resume")
+
+    def _tell(self, jid: str, verb: str, params: Params | None = None) -> Job:
+        return job_of(self.transport.call("POST", f"{_path(jid)}/{verb}", params, body=b""))
 
     def wait(self, jid: str, *, timeout: float | str | None = None) -> Job:
         """The job when it has ended. Raises `TimeoutError` after `timeout`; the job goes on."""

@@ -116,12 +116,13 @@ def _text(most: int) -> Callable[[str], str]:
 
 
 STATE = Parameter(_states, "only jobs in these states; `active` and `final` stand for many", many=True)
-USER = Parameter(_text(100), "only jobs of this user")
+USER = Parameter(_text(100), "only jobs of this user; `@me` is oneself")
 NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
 CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")
 PAGE = Parameter(_whole(1, 1000), "jobs on one page")
 WAIT = Parameter(_wait, f"answer when the version has changed, or after so long (at most {MAX_WAIT_SECS:g}s)")
 VERSION = Parameter(_whole(0, 1 << 53), "the version that the caller knows")
+SERIAL = Parameter(_whole(1, 1 << 31), "the run that is meant; a later one is left alone")
 OFFSET = Parameter(_whole(0, 1 << 53), "first byte wanted")
 LIMIT = Parameter(_whole(0, 1 << 53), "bytes at most")
 ATTEMPT = Parameter(_whole(1, 1 << 31), "which execution; the newest when left out")

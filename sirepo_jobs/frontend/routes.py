@@ -85,6 +85,18 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/v1/jobs/{jid}/events", Kind.FORWARD, Scope.JOBS_READ, "What happened to a job"),
     Route("GET", "/api/v1/agents", Kind.FORWARD, Scope.JOBS_READ, "Agents that the caller may know of"),
     Route("POST", "/api/v1/jobs/{jid}/cancel", Kind.FORWARD, Scope.JOBS_CANCEL, "End a job"),
+    Route("POST", "/api/v1/jobs/{jid}/hold", Kind.FORWARD, Scope.JOBS_CANCEL, "Keep a job from running"),
+    Route("POST", "/api/v1/jobs/{jid}/release", Kind.FORWARD, Scope.JOBS_CANCEL, "Let a held job go on"),
+    Route(
+        "POST",
+        "/api/v1/jobs/{jid}/retry",
+        Kind.FORWARD,
+        Scope.JOBS_SUBMIT,
+        "Run a job again that has ended; safe to repeat with `serial`",
+        {"serial": query.SERIAL},
+    ),
+    Route("POST", "/api/v1/jobs/{jid}/suspend", Kind.FORWARD, Scope.JOBS_CANCEL, "Stop a job's processes"),
+    Route("POST", "/api/v1/jobs/{jid}/resume", Kind.FORWARD, Scope.JOBS_CANCEL, "Let them go on"),
     Route(
         "GET",
         "/api/v1/jobs/{jid}/logs/{stream}",

@@ -273,6 +273,46 @@ async def test_cancel_ends_what_it_can(sh: Shell) -> None:
     assert told == (3, b"J1 canceling\nJ3 canceling\n", b"error: no job J2\n")
 
 
+async def test_the_other_verbs(sh: Shell) -> None:
+    fake = sh.house.fake
+    for verb, before, after in (
+        ("hold", "pending", "held"),
+        ("release", "held", "pending"),
+        ("retry", "error", "pending"),
+        ("suspend", "running", "suspended"),
+        ("resume", "suspended", "running"),
+    ):
+        fake.add("J1", state=before)
+        assert await sh.run(verb, "J1") == (0, f"J1 {after}\n".encode(), b"")
+    assert fake.asked[-1][:2] == ("POST", "/api/v1/jobs/J1/resume")
+
+
+async def test_each_of_many_has_its_own_result(sh: Shell) -> None:
+    sh.house.fake.add("J1", state="held")
+    sh.house.fake.add("J2", state="running")
+    told = await sh.run("release", "--output", "json", "J1", "J2", "J3")
+    assert told.status == 5
+    said = json.loads(told.out)
+    assert [one.get("state") or one["error"]["code"] for one in said] == ["pending", "conflict", "not_found"]
+    assert [one["jid"] for one in said] == ["J1", "J2", "J3"]
+
+
+async def test_jobs_are_chosen_by_what_they_have_in_common(sh: Shell) -> None:
+    fake = sh.house.fake
+    fake.add("J1", state="running", tags={"project": "x"})
+    fake.add("J2", state="running", name="melt")
+    fake.add("J3", state="held")
+    assert (await sh.run("suspend", "--tag", "project=x")).out == b"J1 suspended\n"
+    assert fake.asked[-2][1] == "/api/v1/jobs?state=running&user=%40me&limit=200"
+    assert (await sh.run("suspend", "--filter", "name=melt")).out == b"J2 suspended\n"
+    assert (await sh.run("release", "--all")).out == b"J3 pending\n"
+    assert (await sh.run("hold", "--filter", "state=suspended", "-a")).out == b"J1 held\nJ2 held\n"
+    assert (await sh.run("show", "last")).out.startswith(b"job      J1\n")
+    for words in ([], ["J1", "--all"], ["--filter", "color=red"], ["--filter", "state"], ["--tag", "=x"]):
+        assert (await sh.run("cancel", *words)).status == 2
+    assert (await sh.run("cancel", "--filter", "name=nobody")) == (0, b"", b"")
+
+
 # --- logs -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,77 @@
+"""`cancel`, `hold`, `release`, `retry`, `suspend`, `resume`: telling jobs what to do, one or many."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from sirepo_jobs.errors import Error
+
+from . import render
+from .selectors import Chosen, select, selecting
+from .surroundings import Surroundings, options
+from .trouble import Trouble, exit_status, tell
+
+if TYPE_CHECKING:
+    from sirepo_jobs.client import Client, Job
+
+
+def tell_each(here: Surroundings, jids: list[str], act: "Callable[[str], Job]") -> int:
+    """Ask it of each job, whatever the others answer; the worst status."""
+    status = 0
+    answers = []
+    for jid in jids:
+        try:
+            job = act(jid)
+        except Error as exc:  # the others are told all the same
+            status = max(status, exit_status(exc))
+            if here.json:
+                answers.append({"jid": jid, "error": Trouble.of_error(exc).as_json()})
+            else:
+                tell(here, Trouble.of_error(exc))
+            continue
+        answers.append(job.raw)
+        if not here.json:
+            print(render.safe(f"{job.jid} {job.state}"))
+    if here.output == "json":
+        render.to_json(answers)
+    elif here.output == "jsonl":
+        render.to_json_lines(answers)
+    return status
+
+
+def _verb(name: str, states: str, help_text: str) -> click.Command:
+    @click.command(name, help=help_text)
+    @selecting
+    @options
+    @click.pass_obj
+    def command(
+        here: Surroundings,
+        jids: tuple[str, ...],
+        filters: tuple[str, ...],
+        tag: tuple[str, ...],
+        everything: bool,
+    ) -> int:
+        client: Client = here.client()
+        chosen = select(client, Chosen(jids, filters, tag, everything), states)
+        return tell_each(here, chosen, getattr(client, name))
+
+    return command
+
+
+cancel_command = _verb(
+    "cancel",
+    "active",
+    "End jobs: TERM to all of their processes, KILL to what is left after the grace time.",
+)
+hold_command = _verb(
+    "hold",
+    "inactive,pending,starting,running,suspended",
+    "Keep jobs from running until they are released; those that run are ended first.",
+)
+release_command = _verb("release", "held", "Let held jobs go on.")
+retry_command = _verb("retry", "error,canceled", "Run jobs again that have ended.")
+suspend_command = _verb(
+    "suspend", "running", "Stop the processes of running jobs; they keep memory and place until `resume`."
+)
+resume_command = _verb("resume", "suspended", "Let the processes of suspended jobs go on.")

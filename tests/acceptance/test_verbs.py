@@ -1,0 +1,53 @@
+"""Telling real jobs what to do, from the command line."""
+
+import json
+import time
+
+import psutil
+import pytest
+
+from .conftest import System, eventually, marked
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_suspended_processes_stand_still_and_go_on(system: System) -> None:
+    client = system.client()
+    jid = client.submit({"command": ["sh", "-c", "sleep 100.0778 & wait"]}).jid
+    eventually(lambda: client.get(jid).state == "running" and len(marked("100.0778")) == 2)
+    assert system.cli("suspend", jid).stdout == f"{jid} suspended\n".encode()
+    # every process of the job, not only the first
+    states = {psutil.Process(pid).status() for pid in marked("100.0778")}
+    assert states == {psutil.STATUS_STOPPED}
+    assert system.cli("resume", "--filter", "state=suspended").stdout == f"{jid} running\n".encode()
+    states = {psutil.Process(pid).status() for pid in marked("100.0778")}
+    assert psutil.STATUS_STOPPED not in states
+    # a suspended job can be canceled, and leaves nothing
+    system.cli("suspend", "last")
+    began = time.monotonic()
+    system.cli("cancel", jid)
+    assert client.wait(jid, timeout=30).state == "canceled"
+    assert time.monotonic() - began < 10
+    assert marked("100.0778") == []
+
+
+def test_hold_ends_it_release_starts_it_anew_and_retry_once_more(system: System) -> None:
+    client = system.client()
+    jid = client.submit({"command": ["sh", "-c", "sleep 100.0779"], "tags": {"kind": "held"}}).jid
+    eventually(lambda: client.get(jid).state == "running")
+    said = json.loads(system.cli("hold", "--tag", "kind=held", "--output", "json").stdout)
+    assert [(one["jid"], one["state"]) for one in said] == [(jid, "canceling")]
+    eventually(lambda: client.get(jid).state == "held")
+    assert marked("100.0779") == []
+    system.cli("release", jid)
+    eventually(lambda: client.get(jid).state == "running")
+    assert client.get(jid).attempt == 2
+    assert system.cli("retry", jid, check=False).returncode == 5
+    system.cli("cancel", jid)
+    client.wait(jid, timeout=30)
+    job = client.retry(jid)
+    assert (job.serial, job.state in ("pending", "starting")) == (2, True)
+    eventually(lambda: client.get(jid).state == "running")
+    assert client.get(jid).attempt == 3
+    system.cli("cancel", jid)
+    client.wait(jid, timeout=30)
