@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sirepo_jobs.frontend import auth, rootdir
+from sirepo_jobs.frontend.audit import AuditLog
 from sirepo_jobs.frontend.response import ResponseReader
 from sirepo_jobs.frontend.server import Frontend
 from sirepo_jobs.frontend.upstream import Upstream
@@ -74,7 +75,9 @@ class Stage:
         tokens = auth.Tokens()
         tokens.add(self.token, auth.Principal("ann", frozenset(auth.Scope)))
         tokens.add(READER, auth.Principal("bob", frozenset({auth.Scope.JOBS_READ})))
-        self.frontend = Frontend(Upstream(root), tokens, max_body_bytes=1 << 20)
+        self.frontend = Frontend(
+            Upstream(root), tokens, AuditLog(root / "audit.jsonl"), max_body_bytes=1 << 20
+        )
         self.url = self.frontend.listen("127.0.0.1", 0)
         rootdir.write_listening(root, rootdir.Listening(self.url, 1))
 

@@ -13,6 +13,7 @@ from sirepo_jobs import api
 from sirepo_jobs.agent_socket import AgentSocket
 from sirepo_jobs.app import _unix_socket
 from sirepo_jobs.frontend import auth, rootdir
+from sirepo_jobs.frontend.audit import AuditLog
 from sirepo_jobs.frontend.server import Frontend
 from sirepo_jobs.frontend.upstream import Upstream
 from sirepo_jobs.tokens import TokenOrder, check_order
@@ -34,7 +35,7 @@ class Service(Stage):
         self.listen_supervisor()
         tokens = auth.Tokens(proxy=proxy)
         tokens.add(self.token, auth.Principal("root", frozenset(auth.Scope)))
-        self.frontend = Frontend(Upstream(root), tokens, 1 << 20, **more)
+        self.frontend = Frontend(Upstream(root), tokens, AuditLog(root / "audit.jsonl"), 1 << 20, **more)
         self.url = self.frontend.listen("127.0.0.1", 0)
 
     def listen_supervisor(self) -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "suspend": "verbs",
     "resume": "verbs",
     "token": "tokens",
+    "audit": "audit",
     "doctor": "doctor",
     "config": "config",
     "supervisor": "serve",

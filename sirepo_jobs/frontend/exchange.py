@@ -89,6 +89,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._held: tuple[int, httputil.HTTPHeaders] | None = None
         self._began = False
         self._over = False
+        #: To be written down when it ends: it would change something, and was heard, or refused.
+        self._to_note = False
         self._asking: Asking | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -138,6 +140,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _refuse(self, error: Error) -> None:
         """Answer with `error` as soon as the client is ready to listen."""
         self._refusal = error
+        self._to_note = self._changes
         self._body.clear()
         # Somebody who sends much, to the right place, is a client with a large batch: it reads no
         # answer before all of it is sent, and would only see a broken connection.
@@ -162,11 +165,14 @@ class Exchange(httputil.HTTPMessageDelegate):
     def finish(self) -> None:
         if self._over:
             return
+        self._to_note = self._to_note or (self._changes and self._refusal is None)
         self._connection.set_close_callback(self.on_connection_close)
         if self._refusal is not None:
             self._tell(self._refusal)
         elif not self.may_stay:  # a body may be long in coming
             self._tell(_no_longer_valid())
+        elif self._changes and (trouble := self._frontend.audit.trouble) is not None:
+            self._tell(Unavailable(f"the audit log cannot be written: {trouble}", code="audit_failed"))
         elif self._frontend.busy():
             self._tell(Unavailable("too many requests at the same time; try again", code="busy"))
         elif self._route is not None and self._route.kind is Kind.HEALTH:
@@ -308,6 +314,25 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._break_off() if self._began else self._tell(_no_longer_valid())
 
     @property
+    def _changes(self) -> bool:
+        return self._line.method not in ("GET", "HEAD", "OPTIONS")
+
+    def _note(self, status: int, location: str = "", code: str = "") -> None:
+        """Write it into the audit log, once."""
+        if self._to_note:
+            self._to_note = False
+            parts = (location or self._path).split("/", 5)
+            self._frontend.audit.note(
+                self._principal,
+                request_id=self._id,
+                method=self._line.method,
+                path=self._path or self._line.path.partition("?")[0],
+                object_id=parts[4] if len(parts) > 4 else "",
+                status=status,
+                code=code,
+            )
+
+    @property
     def may_stay(self) -> bool:
         """What let the caller in is still valid."""
         return self._principal is None or self._frontend.tokens.copy.stands(self._principal)
@@ -319,6 +344,7 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _tell(self, error: Error) -> None:
         """Answer with a problem."""
+        self._note(error.http_status, code=error.code)
         headers = {"Content-Type": problems.CONTENT_TYPE}
         if isinstance(error, Unavailable):
             headers["Retry-After"] = str(limits.RETRY_AFTER_SECS)
@@ -351,6 +377,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         status, headers = self._held
         self._held = None
         self._began = True
+        self._note(status, headers.get("Location", ""))
         self._connection.write_headers(
             httputil.ResponseStartLine("HTTP/1.1", status, problems.phrase(status)), headers, chunk or None
         )
@@ -374,6 +401,9 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._leave()
 
     def _leave(self) -> None:
+        if self._refusal is not None:
+            self._note(self._refusal.http_status, code=self._refusal.code)
+        self._note(0)
         self._over = True
         self._frontend.leave(self)
 

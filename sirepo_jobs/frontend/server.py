@@ -21,7 +21,8 @@ from tornado.netutil import bind_sockets
 from sirepo_jobs import logs
 from sirepo_jobs.errors import BadInput
 
-from . import auth, limits, rootdir
+from . import audit, auth, limits, rootdir
+from .audit import AuditLog
 from .exchange import Exchange
 from .routes import Table
 from .token_feed import TokenFeed
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 class Frontend(HTTPServerConnectionDelegate):
     """Everything the exchanges share."""
 
-    def __init__(self, upstream: Upstream, tokens: auth.Tokens, max_body_bytes: int) -> None:
+    def __init__(self, upstream: Upstream, tokens: auth.Tokens, audit: AuditLog, max_body_bytes: int) -> None:
         self.upstream = upstream
+        self.audit = audit
         self.tokens = tokens
         self.max_body_bytes = max_body_bytes
         self.table = Table()
@@ -79,6 +81,7 @@ class Frontend(HTTPServerConnectionDelegate):
         await self._server.close_all_connections()
         await self.feed.stop()
         self.upstream.close()
+        self.audit.close()
 
     def enter(self, exchange: Exchange) -> None:
         """A request has begun."""
@@ -137,7 +140,7 @@ async def _serve(
     token = rootdir.ensure_token(root)
     logs.hide(token)
     tokens.add(token, auth.starter())
-    frontend = Frontend(Upstream(root), tokens, max_body_bytes)
+    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
