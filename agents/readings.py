@@ -6,9 +6,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+from sirepo_jobs.agents.file_readings import ArchiveReading, Failed, FileReading
 from sirepo_jobs.agents.roster import Key
 from sirepo_jobs.agents.run_files import Refused, RunFiles
-from sirepo_jobs.protocol import CHUNK_BYTES, WINDOW_BYTES, Exited, OutputEnd, ReadOutput, encode_chunk
+from sirepo_jobs.protocol import (
+    CHUNK_BYTES,
+    WINDOW_BYTES,
+    Exited,
+    FileOpened,
+    OutputEnd,
+    ReadArchive,
+    ReadFile,
+    ReadOutput,
+    ReadRange,
+    encode_chunk,
+)
 
 #: Followers look for growth so often, all with one timer.
 FOLLOW_SECS: Final = 0.05
@@ -30,6 +42,12 @@ class Reading:
         #: Everything there is was sent; look again later.
         self.idle = False
 
+    def close(self) -> None:
+        """Safe to repeat."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     @property
     def key(self) -> Key:
         """The attempt that it reads of."""
@@ -44,26 +62,42 @@ class Readings:
         files: RunFiles,
         is_live: Callable[[Key], bool],
         send: Callable[[bytes], Awaitable[None]],
-        say: Callable[[OutputEnd], None],
+        say: Callable[[OutputEnd | FileOpened], None],
     ) -> None:
         self._files = files
         self._is_live = is_live
         #: Sends a chunk, and waits while the connection is slow.
         self._send = send
         self._say = say
-        self._readings: dict[int, Reading] = {}
+        self._readings: dict[int, Reading | FileReading | ArchiveReading] = {}
         self._wake = asyncio.Event()
 
-    def add(self, ask: ReadOutput) -> None:
+    def add(self, ask: ReadOutput | ReadFile | ReadArchive) -> None:
         """Begin one; an `op_id` that is in use is begun anew."""
         self.remove(ask.op_id)
-        if ask.stream not in STREAMS:
-            error = f"there is no stream {ask.stream!r}"
-            self._say(OutputEnd(op_id=ask.op_id, offset=ask.offset, error=error))
+        offset = 0 if isinstance(ask, ReadArchive) else ask.offset
+        if isinstance(ask, ReadOutput) and ask.stream not in STREAMS:
+            self._say(OutputEnd(op_id=ask.op_id, offset=offset, error=f"there is no stream {ask.stream!r}"))
         elif len(self._readings) >= MAX_READINGS:
-            self._say(OutputEnd(op_id=ask.op_id, offset=ask.offset, error="too many readings at once"))
+            error = "too many readings at once"
+            self._say(OutputEnd(op_id=ask.op_id, offset=offset, error=error, code="busy"))
         else:
-            self._readings[ask.op_id] = Reading(ask)
+            self._readings[ask.op_id] = self._reading(ask)
+            self._wake.set()
+
+    def _reading(self, ask: ReadOutput | ReadFile | ReadArchive) -> Reading | FileReading | ArchiveReading:
+        match ask:
+            case ReadFile():
+                return FileReading(ask, self._files, self._say)
+            case ReadArchive():
+                return ArchiveReading(ask, self._files)
+        return Reading(ask)
+
+    def take(self, ask: ReadRange) -> None:
+        """Send these bytes of a file that was opened."""
+        reading = self._readings.get(ask.op_id)
+        if isinstance(reading, FileReading):
+            reading.take(ask.offset, ask.limit)
             self._wake.set()
 
     def credit(self, op_id: int, count: int) -> None:
@@ -76,13 +110,13 @@ class Readings:
     def remove(self, op_id: int) -> None:
         """Nobody listens any more."""
         reading = self._readings.pop(op_id, None)
-        if reading is not None and reading.fd >= 0:
-            os.close(reading.fd)
+        if reading is not None:
+            reading.close()
 
     def ended(self, exited: Exited) -> None:
         """The attempt is over: its files have their final lengths."""
         for reading in self._readings.values():
-            if reading.key == (exited.jid, exited.attempt):
+            if isinstance(reading, Reading) and reading.key == (exited.jid, exited.attempt):
                 final = exited.stdout_bytes if reading.ask.stream == "stdout" else exited.stderr_bytes
                 if final is not None:
                     reading.final = final
@@ -99,12 +133,16 @@ class Readings:
                     reading = self._readings.get(op_id)
                     if reading is None:
                         continue
-                    chunk = self._next(reading)
-                    if chunk:
+                    if isinstance(reading, Reading):
+                        chunk = self._next(reading)
+                        waiting = waiting or reading.idle
+                    else:
+                        chunk = self._next_of_files(op_id, reading)
+                    if chunk is not None:
                         busy = True
-                        await self._send(chunk)
+                        if chunk:
+                            await self._send(chunk)
                         await asyncio.sleep(0)
-                    waiting = waiting or reading.idle
                 if not busy:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(FOLLOW_SECS if waiting else None):
@@ -112,6 +150,24 @@ class Readings:
         finally:
             for op_id in list(self._readings):
                 self.remove(op_id)
+
+    def _next_of_files(self, op_id: int, reading: FileReading | ArchiveReading) -> bytes | None:
+        """The same for a file or an archive; empty when there was much to do for no bytes."""
+        if reading.credit <= 0:
+            return None
+        offset = reading.offset
+        try:
+            data = reading.next(min(CHUNK_BYTES, reading.credit))
+        except Failed as exc:
+            self.remove(op_id)
+            self._say(OutputEnd(op_id=op_id, offset=reading.offset, error=str(exc), code=exc.code))
+            return None
+        if reading.over:
+            self.remove(op_id)
+            self._say(OutputEnd(op_id=op_id, offset=reading.offset))
+            return None
+        reading.credit -= len(data or b"")
+        return encode_chunk(op_id, offset, data) if data else data
 
     def _next(self, reading: Reading) -> bytes | None:
         """The next chunk, if there is one; ends the reading when it is over."""

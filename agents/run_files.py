@@ -1,15 +1,35 @@
 """Files of a run dir, opened so that nothing a job does to names leads out of it (S30)."""
 
+import errno
+import hashlib
 import os
 import stat
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
-_DIR: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: A handle on whatever has the name, a link or a FIFO too: nothing is opened by it, nothing waits.
+_HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_WALK: Final = _HANDLE | os.O_DIRECTORY
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+_KINDS: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 
 
 class Refused(Exception):
-    """This is no regular file below the run root; the message says why."""
+    """This is not to be read; the message says why, `code` for programs."""
+
+    def __init__(self, message: str, code: str = "not_regular") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RunFiles:
@@ -25,28 +45,110 @@ class RunFiles:
         SECURITY: each component is opened below the one before and is never a symbolic link; a job that
         swaps names while we look cannot lead us elsewhere. Raises `FileNotFoundError` or `Refused`.
         """
+        if "/" in name:
+            raise Refused(f"{name!r} is not a plain name")
+        top = self.run_dir(run_dir)
+        try:
+            return open_file(top, os.fsencode(name), owner=os.fstat(top).st_uid)
+        finally:
+            os.close(top)
+
+    def run_dir(self, run_dir: str) -> int:
+        """A handle on a run dir. Raises as `open` does."""
         parts = run_dir.split("/")
         if run_dir.startswith("/") or "\0" in run_dir or any(part in ("", ".", "..") for part in parts):
             raise Refused(f"run_dir={run_dir!r} is not a plain relative path")
         if self._root < 0:
             # The root itself is the administrator's word; it may be a link.
             self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        at = self._root
-        try:
-            for part in parts:
-                below = os.open(part, _DIR, dir_fd=at)
-                if at != self._root:
-                    os.close(at)
-                at = below
-            fd = os.open(name, _FILE, dir_fd=at)
-        except FileNotFoundError:
-            raise
-        except OSError as exc:
-            raise Refused(f"{run_dir}/{name}: {exc.strerror}") from exc
-        finally:
-            if at != self._root:
+        return walk(self._root, [os.fsencode(part) for part in parts])
+
+
+def walk(top: int, parts: Sequence[bytes]) -> int:
+    """A handle on the directory `parts` below `top`, never by way of a link.
+
+    Raises as `RunFiles.open` does.
+    """
+    at = top
+    try:
+        for part in parts:
+            below = _handle(part, _WALK, at)
+            if at != top:
                 os.close(at)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise Refused(f"{run_dir}/{name} is not a regular file")
-        return fd
+            at = below
+    except BaseException:
+        if at != top:
+            os.close(at)
+        raise
+    return at if at != top else os.open(".", _WALK, dir_fd=top)
+
+
+def open_file(at: int, name: bytes, *, owner: int) -> int:
+    """A descriptor of the regular file `name` in the directory `at`, whose run dir belongs to `owner`."""
+    handle = _handle(name, _HANDLE, at)
+    try:
+        check_regular(os.fstat(handle), name, owner)
+        return _reopen(handle, _READ, name)
+    finally:
+        os.close(handle)
+
+
+def open_directory(handle: int, name: bytes) -> int:
+    """A descriptor for listing the directory of a handle."""
+    return _reopen(handle, _READ | os.O_DIRECTORY, name)
+
+
+def check_regular(info: os.stat_result, name: bytes, owner: int) -> None:
+    """Raise `Refused` unless it is a regular file that is the job's to show."""
+    shown = name.decode("utf-8", "replace")
+    match kind_of(info):
+        case "file":
+            # SECURITY: a hard link to a file of somebody else may stand for any file of this disk.
+            if info.st_nlink > 1 and info.st_uid != owner:
+                raise Refused(f"{shown} is a hard link to a file of uid {info.st_uid}", "hard_link")
+        case "directory":
+            raise Refused(f"{shown} is a directory", "is_directory")
+        case "link":
+            raise Refused(f"{shown} is a symbolic link; links are not followed", "link")
+        case kind:
+            raise Refused(f"{shown} is not a regular file but a {kind}")
+
+
+def kind_of(info: os.stat_result) -> str:
+    """`file`, `directory`, `link`, `fifo`, `socket` or `device`."""
+    return _KINDS.get(stat.S_IFMT(info.st_mode), "device")
+
+
+def etag_of(info: os.stat_result) -> str:
+    """Changes when the file is another one, or was written to."""
+    words = f"{info.st_dev}:{info.st_ino}:{info.st_size}:{info.st_mtime_ns}"
+    return hashlib.sha256(words.encode()).hexdigest()[:32]
+
+
+def _handle(name: bytes, flags: int, at: int) -> int:
+    try:
+        return os.open(name, flags, dir_fd=at)
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as exc:
+        shown = name.decode("utf-8", "replace")
+        with suppress(OSError):
+            # Only for the sentence: the name may have been swapped since.
+            if stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
+                raise Refused(f"{shown} is a symbolic link; links are not followed", "link") from exc
+        raise Refused(f"{shown} is not a directory", "not_directory") from exc
+    except OSError as exc:
+        raise _refused(exc, name) from exc
+
+
+def _reopen(handle: int, flags: int, name: bytes) -> int:
+    """Open exactly what the handle is on, whatever has its name by now."""
+    try:
+        return os.open(f"/proc/self/fd/{handle}", flags)
+    except OSError as exc:
+        raise _refused(exc, name) from exc
+
+
+def _refused(exc: OSError, name: bytes) -> Refused:
+    code = "unreadable" if exc.errno in (errno.EACCES, errno.EPERM) else "trouble"
+    return Refused(f"{name.decode('utf-8', 'replace')}: {exc.strerror}", code)

@@ -9,6 +9,7 @@ from websockets.asyncio.client import ClientConnection
 
 from sirepo_jobs.agents.attempts import Attempts
 from sirepo_jobs.agents.link import Link
+from sirepo_jobs.agents.listing import Listings
 from sirepo_jobs.agents.readings import Readings
 from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.errors import RemoteError
@@ -22,7 +23,11 @@ from sirepo_jobs.protocol import (
     Grant,
     Heartbeat,
     Hello,
+    ListFiles,
+    ReadArchive,
+    ReadFile,
     ReadOutput,
+    ReadRange,
     Run,
     Signal,
     Stop,
@@ -50,6 +55,7 @@ class Session:
         self._wake = asyncio.Event()
         self._hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
         self._readings = Readings(attempts.files, attempts.is_live, self._send_chunk, self.say)
+        self._listings = Listings(attempts.files, self.say)
         self._heartbeat_secs = 0.0
         self._epoch = self._session = 0
         #: The supervisor knows us and what we hold.
@@ -66,6 +72,7 @@ class Session:
                 tasks.create_task(self._receive(), name="receive")
                 tasks.create_task(self._send(), name="send")
                 tasks.create_task(self._readings.serve(), name="readings")
+                tasks.create_task(self._listings.serve(), name="listings")
                 tasks.create_task(self._beat(), name="heartbeat")
                 tasks.create_task(self._tell_progress(), name="progress")
         except ExceptionGroup as group:
@@ -167,8 +174,12 @@ class Session:
                     for_launcher.append(message)
                 case Grant() | Cancel() | Signal() | Welcome() | Stop():
                     for_launcher.append(message)
-                case ReadOutput():
+                case ReadOutput() | ReadFile() | ReadArchive():
                     self._readings.add(message)
+                case ReadRange():
+                    self._readings.take(message)
+                case ListFiles():
+                    self._listings.add(message)
                 case Credit(op_id=op_id, count=count):
                     self._readings.credit(op_id, count)
                 case StopReading(op_id=op_id):

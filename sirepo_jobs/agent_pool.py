@@ -83,6 +83,8 @@ class Agent:
         self.ops: dict[int, Op] = {}
         #: How many of them are sent ahead.
         self.standbys = 0
+        #: Readings of its files that are under way.
+        self.readers = 0
         #: Why it is not there, for people.
         self.trouble = ""
         self.failures = 0
@@ -355,7 +357,7 @@ class AgentPool:
         """Let agents go that were idle for so long; marked first, so that no new op can slip in (SIR-L3)."""
         now = asyncio.get_running_loop().time()
         for agent in self._agents.values():
-            if agent.ops or not agent.is_online:
+            if agent.ops or agent.readers or not agent.is_online:
                 agent.idle_since = None
             elif agent.idle_since is None:
                 agent.idle_since = now

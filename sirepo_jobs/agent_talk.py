@@ -34,6 +34,8 @@ class AgentTalk:
             protocol.Suspended: self._suspended,
             protocol.Progress: self._progress,
             protocol.OutputEnd: supervisor.readings.end,
+            protocol.FileOpened: supervisor.readings.head,
+            protocol.FileList: supervisor.readings.head,
             protocol.Heartbeat: self._heartbeat,
             protocol.Unsupported: self._unsupported,
             protocol.Unknown: self._unknown,
@@ -198,6 +200,7 @@ class AgentTalk:
 
     def _unsupported(self, agent: Agent, message: protocol.Unsupported) -> None:
         _log.warning("agent does not know a message", agent=agent.name, kind=message.kind)
+        self._supervisor.readings.unsupported(agent, message.kind)
 
     def _unknown(self, agent: Agent, message: protocol.Unknown) -> None:
         _log.warning("unknown message", agent=agent.name, kind=message.kind, why=message.why)

@@ -7,7 +7,8 @@ At most `protocol.WINDOW_BYTES` are under way: the reader's pace is the agent's 
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,24 +25,37 @@ if TYPE_CHECKING:
 AGENT_SECS = 60.0
 
 
-class _Reading:
+class Reading:
     """One stream on its way to one reader."""
 
-    def __init__(self, request: protocol.ReadOutput, agent: "Agent") -> None:
-        self.request = request
+    def __init__(
+        self,
+        agent: "Agent",
+        jid: str,
+        ask: "Callable[[Reading, int], protocol.ToAgent]",
+        *,
+        word: str = "read_output",
+        offset: int = 0,
+        can_resume: bool = True,
+    ) -> None:
         self.agent = agent
-        self.offset = request.offset
+        self.jid = jid
+        #: What to say to the agent, under an op id: everything from the present offset on.
+        self.ask = ask
+        #: The tag of that message.
+        self.word = word
+        self.offset = offset
+        #: Whether the agent can go on in the middle.
+        self.can_resume = can_resume
         self.chunks: deque[memoryview] = deque()
+        #: What the agent said of it before the bytes, or instead of them.
+        self.head: protocol.FileOpened | protocol.FileList | None = None
         self.ended = False
         self.error = ""
+        #: The kind of error.
+        self.code = ""
         self.op: Op | None = None
         self.news = asyncio.Event()
-
-    @property
-    def left(self) -> int | None:
-        """Bytes that are still wanted; None = all."""
-        limit = self.request.limit
-        return None if limit is None else limit - (self.offset - self.request.offset)
 
 
 class Readings:
@@ -49,7 +63,7 @@ class Readings:
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
-        self._readings: dict[int, _Reading] = {}
+        self._readings: dict[int, Reading] = {}
 
     def __len__(self) -> int:
         return len(self._readings)
@@ -71,82 +85,92 @@ class Readings:
         The next chunk is asked for when the reader comes back for it. Raises `Unavailable` when the
         agent cannot be had or cannot read.
         """
-        record = job.record
-        request = protocol.ReadOutput(
-            jid=record.jid,
-            serial=record.serial,
-            attempt=attempt,
-            op_id=0,
-            run_dir=run_dir,
-            stream=stream,
-            offset=offset,
-            limit=limit,
-            follow=follow,
-        )
-        reading = _Reading(request, agent)
+        jid, serial = job.record.jid, job.record.serial
+
+        def ask(reading: Reading, op_id: int) -> protocol.ReadOutput:
+            return protocol.ReadOutput(
+                jid=jid,
+                serial=serial,
+                attempt=attempt,
+                op_id=op_id,
+                run_dir=run_dir,
+                stream=stream,
+                offset=reading.offset,
+                limit=None if limit is None else limit - (reading.offset - offset),
+                follow=follow,
+            )
+
+        reading = Reading(agent, jid, ask, offset=offset)
         try:
-            self._open(reading)
-            while True:
-                while reading.chunks:
-                    chunk = reading.chunks.popleft()
+            self.open(reading)
+            async with aclosing(self.flow(reading)) as chunks:
+                async for chunk in chunks:
                     yield chunk
-                    if reading.op is not None and agent.line is not None:
-                        agent.line.say(protocol.Credit(op_id=reading.op.op_id, count=len(chunk)))
-                if reading.ended:
-                    break
-                reading.news.clear()
-                async with asyncio.timeout(None if reading.op and reading.op.sent else AGENT_SECS):
-                    await reading.news.wait()
+        finally:
+            self.close(reading)
+        if reading.error:
+            raise Unavailable(f"the output of {jid} cannot be read: {reading.error}")
+
+    async def flow(self, reading: Reading) -> AsyncGenerator[bytes | memoryview, None]:
+        """The chunks of an open reading until it has ended. Raises `Unavailable` when there is no agent."""
+        while True:
+            while reading.chunks:
+                chunk = reading.chunks.popleft()
+                yield chunk
+                if reading.op is not None and reading.agent.line is not None:
+                    reading.agent.line.say(protocol.Credit(op_id=reading.op.op_id, count=len(chunk)))
+            if reading.ended:
+                return
+            await self.change(reading)
+
+    async def change(self, reading: Reading, *, secs: float | None = None) -> None:
+        """Wait for news of an open reading, once its agent is there for `secs` at most.
+
+        Raises `Unavailable` when the agent does not come, or does not answer.
+        """
+        reading.news.clear()
+        try:
+            async with asyncio.timeout(secs if reading.op and reading.op.sent else AGENT_SECS):
+                await reading.news.wait()
         except TimeoutError:
             why = (
                 reading.op.waiting.text if reading.op and reading.op.waiting else "its agent does not answer"
             )
-            raise Unavailable(f"the output of {record.jid} cannot be read now: {why}") from None
-        finally:
-            self._close(reading)
-        if reading.error:
-            raise Unavailable(f"the output of {record.jid} cannot be read: {reading.error}")
+            raise Unavailable(f"files of {reading.jid} cannot be read now: {why}") from None
 
-    def _open(self, reading: _Reading) -> None:
+    def open(self, reading: Reading) -> None:
         """Ask for the bytes from the present offset on; an op, since the agent may have to be brought."""
         op = Op(
             self._supervisor.next_op_id(),
             Kind.READ,
-            reading.request.jid,
+            reading.jid,
             reading.agent,
             go=partial(self._ask, reading),
             still=lambda: reading.op is not None,
         )
         reading.op = op
         self._readings[op.op_id] = reading
+        reading.agent.readers += 1
         self._supervisor.ops.begin(op)
 
-    def _ask(self, reading: _Reading, op: Op) -> None:
-        request = reading.request
+    def _ask(self, reading: Reading, op: Op) -> None:
         assert reading.agent.line is not None, "an op was sent without a line"
-        reading.agent.line.say(
-            protocol.ReadOutput(
-                jid=request.jid,
-                serial=request.serial,
-                attempt=request.attempt,
-                op_id=op.op_id,
-                run_dir=request.run_dir,
-                stream=request.stream,
-                offset=reading.offset,
-                limit=reading.left,
-                follow=request.follow,
-            )
-        )
+        reading.agent.line.say(reading.ask(reading, op.op_id))
         reading.news.set()
 
-    def _close(self, reading: _Reading) -> None:
-        op, reading.op = reading.op, None
-        if op is None:
-            return
-        self._readings.pop(op.op_id, None)
-        self._supervisor.ops.end(op)
-        if op.sent and not reading.ended and reading.agent.line is not None:
+    def close(self, reading: Reading) -> None:
+        """Nobody reads it any more; safe to repeat."""
+        op = self._end_op(reading)
+        if op is not None and op.sent and not reading.ended and reading.agent.line is not None:
             reading.agent.line.say(protocol.StopReading(op_id=op.op_id))
+
+    def _end_op(self, reading: Reading) -> Op | None:
+        op, reading.op = reading.op, None
+        if op is not None:
+            del self._readings[op.op_id]
+            reading.agent.readers -= 1
+            self._supervisor.ops.end(op)
+        return op
 
     # -- what the agent says
 
@@ -164,15 +188,32 @@ class Readings:
         reading = self._readings.get(message.op_id)
         if reading is None or reading.agent is not agent:
             return
-        reading.error = message.error
-        reading.ended = True
+        self._end(reading, message.error, message.code)
+
+    def head(self, agent: "Agent", message: protocol.FileOpened | protocol.FileList) -> None:
+        """What the agent has opened, or found."""
+        reading = self._readings.get(message.op_id)
+        if reading is None or reading.agent is not agent:
+            return
+        reading.head = message
+        reading.ended = reading.ended or isinstance(message, protocol.FileList)
+        reading.news.set()
+
+    def unsupported(self, agent: "Agent", word: str) -> None:
+        """The agent does not know a word of ours: whoever waits for the answer waits in vain (I33)."""
+        for reading in list(self._readings.values()):
+            if reading.agent is agent and reading.word == word and reading.op and reading.op.sent:
+                self._end(reading, f"agent {agent.name} is too old for this", "old_agent")
+
+    def _end(self, reading: Reading, error: str = "", code: str = "") -> None:
+        reading.error, reading.code, reading.ended = error, code, True
         reading.news.set()
 
     def lost(self, agent: "Agent") -> None:
         """The connection is gone: every reading of this agent starts again where it stands."""
         for reading in [r for r in self._readings.values() if r.agent is agent and not r.ended]:
-            op, reading.op = reading.op, None
-            if op is not None:
-                del self._readings[op.op_id]
-                self._supervisor.ops.end(op)
-            self._open(reading)
+            self._end_op(reading)
+            if reading.offset and not reading.can_resume:
+                self._end(reading, "the connection to its agent was lost", "agent_lost")
+            else:
+                self.open(reading)

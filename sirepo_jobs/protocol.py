@@ -107,6 +107,51 @@ class ReadOutput(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_o
     follow: bool = False
 
 
+class ReadFile(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_file", omit_defaults=True):
+    """Open a regular file of a run dir and say what it is (`FileOpened`); bytes follow `ReadRange`.
+
+    With `etag` only if it is still that file; with `limit` it is read from `offset` on at once.
+    """
+
+    op_id: int
+    run_dir: str
+    #: As in `run_path`.
+    path: str
+    etag: str = ""
+    offset: int = 0
+    limit: int = 0
+
+
+class ReadRange(Struct, frozen=True, kw_only=True, tag_field="op", tag="read_range"):
+    """Send these bytes of the file that `op_id` has opened, as chunks; `OutputEnd` follows."""
+
+    op_id: int
+    offset: int
+    limit: int
+
+
+class ReadArchive(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_archive"):
+    """Send a zip archive of a directory, as chunks; `OutputEnd` follows."""
+
+    op_id: int
+    run_dir: str
+    #: As in `run_path`; "" is the run dir.
+    path: str
+
+
+class ListFiles(Attempt, frozen=True, kw_only=True, tag_field="op", tag="list_files"):
+    """Say what lies in a directory, in order of names, a directory before what it holds (`FileList`)."""
+
+    op_id: int
+    run_dir: str
+    #: As in `run_path`; "" is the run dir.
+    path: str
+    recursive: bool
+    #: Only what follows this path, below `path`.
+    after: str
+    limit: int
+
+
 class Credit(Struct, frozen=True, kw_only=True, tag_field="op", tag="credit"):
     """The reader has taken `count` bytes of the reading `op_id`: so many more may be sent."""
 
@@ -208,6 +253,41 @@ class OutputEnd(Struct, frozen=True, kw_only=True, tag_field="op", tag="output_e
     op_id: int
     offset: int
     error: str = ""
+    #: The kind of error, for readings of files: link, hard_link, not_found, changed, ...
+    code: str = ""
+
+
+class FileOpened(Struct, frozen=True, kw_only=True, tag_field="op", tag="file_opened"):
+    """What `ReadFile` has opened; it stays open until its reading ends."""
+
+    op_id: int
+    etag: str
+    size: int
+    mtime_ns: int
+
+
+class FileInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of a directory."""
+
+    #: As in `run_path`, below the run dir.
+    path: str
+    #: file | directory | link | fifo | socket | device
+    kind: str
+    size: int = 0
+    mtime_ns: int = 0
+    #: Of a regular file.
+    etag: str = ""
+    #: Why what it holds is not listed.
+    note: str = ""
+
+
+class FileList(Struct, frozen=True, kw_only=True, tag_field="op", tag="file_list", omit_defaults=True):
+    """The answer to `ListFiles`."""
+
+    op_id: int
+    files: list[FileInfo]
+    #: There is more after the last.
+    more: bool = False
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="op", tag="heartbeat"):
@@ -230,9 +310,12 @@ class Unknown(Struct, frozen=True, kw_only=True):
     why: str
 
 
-ToAgent = Welcome | Run | Grant | Cancel | Signal | ReadOutput | Credit | StopReading | Stop | Unsupported
+ReadAsk = ReadOutput | ReadFile | ReadArchive | ListFiles
+ToAgent = (
+    Welcome | Run | Grant | Cancel | Signal | ReadAsk | ReadRange | Credit | StopReading | Stop | Unsupported
+)
 Durable = Started | Exited | Suspended
-FromAgent = Hello | Durable | Progress | OutputEnd | Heartbeat | Unsupported
+FromAgent = Hello | Durable | Progress | OutputEnd | FileOpened | FileList | Heartbeat | Unsupported
 
 
 class ToAgentFrame(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ from tornado.web import RequestHandler
 
 from sirepo_jobs.tokens import TOKEN_ID
 
+from .files import Files
 from .handler import House
 from .jobs import Attempts, Job, JobEvents, Jobs, Signal, Verb
 from .service import Agents, Health, Stats, StopAgents
@@ -26,6 +27,7 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (rf"/api/v1/jobs/{jid}/attempts", Attempts),
         (rf"/api/v1/jobs/{jid}/events", JobEvents),
         (rf"/api/v1/jobs/{jid}/logs/(stdout|stderr)", Logs),
+        (rf"/api/v1/jobs/{jid}/files(?:/.*)?", Files),
         (r"/api/v1/events", Events),
         (r"/api/v1/agents", Agents),
         (r"/api/v1/agents/stop", StopAgents),

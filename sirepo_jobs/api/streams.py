@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator
 from typing import Literal
 
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.errors import NotFound
-from sirepo_jobs.job import FINAL, State
+from sirepo_jobs.job import FINAL
 from sirepo_jobs.views import event_view
 
 from .handler import Handler, encode
+from .whereabouts import run_dir
 
 #: A comment line on a silent event stream, so that proxies keep it open (F070).
 KEEP_ALIVE_SECS = 15.0
@@ -33,45 +33,22 @@ class Logs(Handler):
                 await job.change(job.record.version)
             attempt = job.record.attempt if asked is None else asked
             self.set_header("X-Attempt", str(attempt))
-            where = await self._where(job, attempt)
+            where = await run_dir(self.supervisor, job, attempt)
             if where is None:
                 self.finish()
                 return
-            run_dir, agent_name = where
-            agent = self.supervisor.agents.get(agent_name) or self.supervisor.agents.at(
-                self.supervisor.environment(job)
-            )
             await self.send(
                 self.supervisor.readings.read(
                     job,
-                    run_dir=run_dir,
+                    run_dir=where.path,
                     attempt=attempt,
-                    agent=agent,
+                    agent=where.agent,
                     stream=stream,
                     offset=offset,
                     limit=limit,
                     follow=follow and attempt == job.record.attempt,
                 )
             )
-
-    async def _where(self, job: ComputeJob, attempt: int) -> tuple[str, str] | None:
-        """Run dir and agent of an attempt; None while there is nothing to read."""
-        record = job.record
-        if not 0 <= attempt <= record.attempt:
-            raise NotFound(
-                f"job {record.jid} has {record.attempt} attempts, not {attempt}", code="no_such_attempt"
-            )
-        if attempt == 0:
-            return None
-        if attempt == record.attempt and record.state is not State.PENDING:
-            if record.started_at is None:
-                return None
-            return (record.run_dir, record.agent) if record.run_dir and record.agent else None
-        await self.supervisor.commits.durable()
-        for row in await self.supervisor.store.attempts(record.jid):
-            if row.attempt == attempt and row.run_dir and row.agent and row.started_at is not None:
-                return row.run_dir, row.agent
-        return None
 
 
 class Events(Handler):

@@ -13,8 +13,11 @@ PACKAGE = Path(__file__).parents[2] / "sirepo_jobs"
 FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
+    **dict.fromkeys(["run_path", "byte_range"], 1),
     # 2: pure
-    **dict.fromkeys(["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "tokens"], 2),
+    **dict.fromkeys(
+        ["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "tokens"], 2
+    ),
     # 3: the shell, the store, both outer sides
     **dict.fromkeys(
         [
@@ -27,6 +30,7 @@ FLOORS: dict[str, int] = {
             "event_hub",
             "intake",
             "output",
+            "run_files",
             "tasks",
             "token_book",
         ],
@@ -69,7 +73,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "aiodocker": {"drivers"},
     "asyncssh": {"drivers"},
 }
-AGENTS_MAY_IMPORT = {"agents", "errors", "reasons", "resources", "job", "protocol", "driver", ""}
+AGENTS_MAY_IMPORT = {"agents", "errors", "reasons", "resources", "job", "protocol", "run_path", "driver", ""}
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,37 @@
+"""Where the files of an attempt are: its run dir, and the agent that can look into it."""
+
+from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.errors import NotFound
+from sirepo_jobs.job import State
+from sirepo_jobs.run_files import RunDir
+from sirepo_jobs.supervisor import Supervisor
+
+
+async def run_dir(supervisor: Supervisor, job: ComputeJob, attempt: int) -> RunDir | None:
+    """The run dir of an attempt; None while there is none. Raises `NotFound`."""
+    found = await _stored(supervisor, job, attempt)
+    if found is None:
+        return None
+    path, name = found
+    # an agent that nobody has heard of since the restart is brought anew, for the same environment
+    agent = supervisor.agents.get(name) or supervisor.agents.at(supervisor.environment(job))
+    return RunDir(job.record.jid, job.record.serial, attempt, path, agent)
+
+
+async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tuple[str, str] | None:
+    record = job.record
+    if not 0 <= attempt <= record.attempt:
+        raise NotFound(
+            f"job {record.jid} has {record.attempt} attempts, not {attempt}", code="no_such_attempt"
+        )
+    if attempt == 0:
+        return None
+    if attempt == record.attempt and record.state is not State.PENDING:
+        if record.started_at is None:
+            return None
+        return (record.run_dir, record.agent) if record.run_dir and record.agent else None
+    await supervisor.commits.durable()
+    for row in await supervisor.store.attempts(record.jid):
+        if row.attempt == attempt and row.run_dir and row.agent and row.started_at is not None:
+            return row.run_dir, row.agent
+    return None
