@@ -47,6 +47,20 @@ _PASSED_ON = {
         "X-Accel-Buffering",
     )
 }
+#: And of what it says about a file. Other answers have entity tags that nobody keeps.
+_PASSED_ON_OF_FILES = _PASSED_ON | {
+    name.lower(): name
+    for name in (
+        "ETag",
+        "Last-Modified",
+        "Accept-Ranges",
+        "Content-Range",
+        "Content-Disposition",
+        "X-File-Kind",
+    )
+}
+#: What the supervisor is told of a request for a file.
+_CONDITIONS = ("Range", "If-Range", "If-None-Match")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -124,6 +138,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             route = self._frontend.table.find(self._line.method, self._path)
             assert route.scope is not None
             self._principal.require(route.scope)
+            self._path = routes.plain(route, self._path)
         self._route = route
         self._query = query.canonical(raw_query, route.query)
         if route.kind is Kind.SUBMIT:
@@ -231,6 +246,9 @@ class Exchange(httputil.HTTPMessageDelegate):
             headers |= self._idempotency_key()
             headers["Content-Type"] = "application/json"
             body = await self._specs()
+        elif route.kind is Kind.FILE:
+            answer_secs = limits.FILE_ANSWER_SECS
+            headers |= {name: value for name in _CONDITIONS if (value := self._headers.get(name))}
         elif route.kind is Kind.STREAM:
             answer_secs = None  # a follower waits for its job
             if seen := self._headers.get("Last-Event-ID", ""):
@@ -275,7 +293,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             else:
                 self._tell(Unavailable("the supervisor is not ready yet"))
         else:
-            passed = {name: headers[key] for key, name in _PASSED_ON.items() if key in headers}
+            names = _PASSED_ON_OF_FILES if self._route.kind is Kind.FILE else _PASSED_ON
+            passed = {name: headers[key] for key, name in names.items() if key in headers}
             length = headers.get("content-length", "")
             self._held = (status, self._dress(passed))
             if not length.isdecimal() or int(length) > limits.MAX_HELD_BYTES:
@@ -340,7 +359,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     @property
     def lasting(self) -> bool:
         """It may take longer than anybody who ends the front end wants to wait."""
-        return self._route is not None and (self._route.kind is Kind.STREAM or "wait" in self._query)
+        return self._route is not None and (self._route.kind in (Kind.STREAM, Kind.FILE) or "wait" in self._query)
 
     def _tell(self, error: Error) -> None:
         """Answer with a problem."""
@@ -378,6 +397,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._held = None
         self._began = True
         self._note(status, headers.get("Location", ""))
+        if self._line.method == "HEAD":
+            chunk = b""  # its length is told, and nothing follows
+        if self._line.method == "HEAD":
+            chunk = b""
         self._connection.write_headers(
             httputil.ResponseStartLine("HTTP/1.1", status, problems.phrase(status)), headers, chunk or None
         )
