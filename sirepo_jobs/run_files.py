@@ -164,5 +164,5 @@ def _raise(reading: Reading, path: Parts = ()) -> None:
     if not reading.error:
         return
     kind, code = _ERRORS.get(reading.code, (Unavailable, "files_unavailable"))
-    name = shown(path)[:200]
-    raise kind(f"{name!r}: {reading.error}" if name else reading.error, code=code)
+    name = f"{shown(path)[:200]!r}: " if path and reading.code == "not_found" else ""
+    raise kind(name + reading.error, code=code)

@@ -24,7 +24,7 @@ from sirepo_jobs.spec import JobSpec, parse_submission
 from . import limits, problems, query
 from .auth import Principal, Scope
 from .problems import MethodNotAllowed
-from .routes import Kind, Route
+from .routes import Kind, Route, plain
 from .upstream import Asking, Cut
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ _PASSED_ON_OF_FILES = _PASSED_ON | {
 }
 #: What the supervisor is told of a request for a file.
 _CONDITIONS = ("Range", "If-Range", "If-None-Match")
+_CONDITION = re.compile(r"[\t\x20-\x7e]{1,2000}")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -138,7 +139,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             route = self._frontend.table.find(self._line.method, self._path)
             assert route.scope is not None
             self._principal.require(route.scope)
-            self._path = routes.plain(route, self._path)
+            self._path = plain(route, self._path)
         self._route = route
         self._query = query.canonical(raw_query, route.query)
         if route.kind is Kind.SUBMIT:
@@ -248,7 +249,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             body = await self._specs()
         elif route.kind is Kind.FILE:
             answer_secs = limits.FILE_ANSWER_SECS
-            headers |= {name: value for name in _CONDITIONS if (value := self._headers.get(name))}
+            given = {name: self._headers.get(name, "") for name in _CONDITIONS}
+            headers |= {name: value for name, value in given.items() if _CONDITION.fullmatch(value)}
         elif route.kind is Kind.STREAM:
             answer_secs = None  # a follower waits for its job
             if seen := self._headers.get("Last-Event-ID", ""):
@@ -295,6 +297,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             names = _PASSED_ON_OF_FILES if self._route.kind is Kind.FILE else _PASSED_ON
             passed = {name: headers[key] for key, name in names.items() if key in headers}
+            if passed.get("X-File-Kind") == "archive":
+                passed.pop("Content-Length", None)  # of a HEAD: nobody knows before it is made
             length = headers.get("content-length", "")
             self._held = (status, self._dress(passed))
             if not length.isdecimal() or int(length) > limits.MAX_HELD_BYTES:
@@ -359,7 +363,9 @@ class Exchange(httputil.HTTPMessageDelegate):
     @property
     def lasting(self) -> bool:
         """It may take longer than anybody who ends the front end wants to wait."""
-        return self._route is not None and (self._route.kind in (Kind.STREAM, Kind.FILE) or "wait" in self._query)
+        return self._route is not None and (
+            self._route.kind in (Kind.STREAM, Kind.FILE) or "wait" in self._query
+        )
 
     def _tell(self, error: Error) -> None:
         """Answer with a problem."""

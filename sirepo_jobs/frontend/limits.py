@@ -34,6 +34,8 @@ BODY_SECS = 300.0
 MAX_WAIT_SECS = 300.0
 #: The supervisor answers within so many seconds (a blocking query: after its time).
 ANSWER_SECS = 30.0
+#: The same where an agent may have to be started first.
+FILE_ANSWER_SECS = 150.0
 #: Requests in progress get so long when the front end ends.
 DRAIN_SECS = 5.0
 #: What `Retry-After` says.

@@ -115,6 +115,15 @@ def _text(most: int) -> Callable[[str], str]:
     return parse
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise BadInput(f"{text[:64]!r} is none of: {', '.join(words)}")
+        return text
+
+    return parse
+
+
 STATE = Parameter(_states, "only jobs in these states; `active` and `final` stand for many", many=True)
 USER = Parameter(_text(100), "only jobs of this user; `@me` is oneself")
 NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
@@ -127,4 +136,7 @@ OFFSET = Parameter(_whole(0, 1 << 53), "first byte wanted")
 LIMIT = Parameter(_whole(0, 1 << 53), "bytes at most")
 ATTEMPT = Parameter(_whole(1, 1 << 31), "which execution; the newest when left out")
 FOLLOW = Parameter(_flag, "1: stream until the attempt has ended")
+ARCHIVE = Parameter(_one_of("zip"), "`zip`: a directory as an archive")
+RECURSIVE = Parameter(_flag, "0: only the directory itself")
+PATH_CURSOR = Parameter(_text(20_000), "`next_cursor` of the page before")
 AFTER = Parameter(_whole(0, 1 << 53), "only events after this `id`")

@@ -25,7 +25,9 @@ class _At(Enum):
 class ResponseReader:
     """Push parser of one response; what it has learned stands in its attributes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_body: bool = True) -> None:
+        #: The answer to a HEAD has none, whatever its headers say.
+        self._has_body = has_body
         #: 0 until the head is complete.
         self.status = 0
         #: Names in lower case.
@@ -121,7 +123,7 @@ class ResponseReader:
             self.headers[name.lower()] = value.strip(" \t")
         self.status = int(status)
         length = self.headers.get("content-length", "")
-        if self.status in (204, 304) or length == "0":
+        if self.status in (204, 304) or length == "0" or not self._has_body:
             self._at = _At.DONE
         elif self.headers.get("transfer-encoding", "").lower() == "chunked":
             self._at = _At.CHUNK_SIZE

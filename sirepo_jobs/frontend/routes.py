@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sirepo_jobs import tokens
+from sirepo_jobs import run_path, tokens
 from sirepo_jobs.errors import NotFound
 
 from . import query
@@ -35,6 +35,8 @@ class Kind(Enum):
     FORWARD = "forward"
     #: Forwarded; the answer may last for hours and is passed on piece by piece.
     STREAM = "stream"
+    #: Forwarded with conditions and ranges; the answer is what a job wrote.
+    FILE = "file"
 
 
 class Route(NamedTuple):
@@ -53,6 +55,15 @@ class Route(NamedTuple):
 
 def _order(body: bytes) -> bytes:
     return msgspec.json.encode(tokens.parse_order(body))
+
+
+_FILES = {
+    "attempt": query.ATTEMPT,
+    "archive": query.ARCHIVE,
+    "recursive": query.RECURSIVE,
+    "cursor": query.PATH_CURSOR,
+    "limit": query.PAGE,
+}
 
 
 ROUTES: tuple[Route, ...] = (
@@ -110,6 +121,14 @@ ROUTES: tuple[Route, ...] = (
             "follow": query.FOLLOW,
         },
     ),
+    *(
+        Route(method, path, Kind.FILE, Scope.FILES_READ, summary, _FILES)
+        for path, summary in (
+            ("/api/v1/jobs/{jid}/files", "What lies in a run dir, or all of it as an archive"),
+            ("/api/v1/jobs/{jid}/files/{path}", "A file of a run dir; of a directory what lies in it"),
+        )
+        for method in ("GET", "HEAD")
+    ),
     Route(
         "GET",
         "/api/v1/events",
@@ -133,7 +152,12 @@ ROUTES: tuple[Route, ...] = (
 )
 
 #: What may stand in the place of a `{name}`. Everything else is a path that does not exist.
-_PLACES = {"jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", "stream": "stdout|stderr", "token": tokens.TOKEN_ID}
+_PLACES = {
+    "jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}",
+    "stream": "stdout|stderr",
+    "token": tokens.TOKEN_ID,
+    "path": r"[!-~]+",
+}
 
 
 class Table:
@@ -154,7 +178,8 @@ class Table:
     def find(self, method: str, path: str) -> Route:
         """The route, or `NotFound`, or `MethodNotAllowed` with what is allowed.
 
-        A path that fits holds only characters that stand for themselves: it may be forwarded as it is.
+        A path that fits holds only characters that stand for themselves, except behind `files/`:
+        `plain` sees to that.
         """
         methods = self._fixed.get(path)
         if methods is None:
@@ -165,6 +190,14 @@ class Table:
             allow = ", ".join(methods)
             raise MethodNotAllowed(f"{method[:20]} is not served at {path[:200]}; use {allow}", allow=allow)
         return methods[method]
+
+
+def plain(route: Route, path: str) -> str:
+    """The path as it is forwarded, the one of a file checked and in one spelling. Raises `BadInput`."""
+    if not route.path.endswith("/{path}"):
+        return path
+    begin, mark, file = path.partition("/files/")
+    return begin + mark + run_path.encode(run_path.parse(file))
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -67,10 +67,10 @@ class Line(asyncio.Protocol):
         """Send a request; the future says whether a whole answer came."""
         assert self._transport is not None
         self.used = True
-        self._reader = ResponseReader()
+        self._reader = ResponseReader(has_body=method != "HEAD")
         self._answer = answer
         self._over = asyncio.get_running_loop().create_future()
-        length = "" if method == "GET" else f"Content-Length: {len(body)}\r\n"
+        length = "" if method in ("GET", "HEAD") else f"Content-Length: {len(body)}\r\n"
         words = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{method} {target} HTTP/1.1\r\nHost: supervisor\r\nAuthorization: {self._authorization}\r\n"
         self._transport.write(f"{head}{length}{words}\r\n".encode("latin1") + body)
@@ -174,10 +174,11 @@ class Asking:
                 return
             if self._began or self._aborted:
                 raise Cut
-            if fresh or method != "GET":
+            reads = method in ("GET", "HEAD")
+            if fresh or not reads:
                 raise Unavailable(
                     "the supervisor went away before it answered"
-                    + ("" if method == "GET" else "; the request may have been carried out all the same")
+                    + ("" if reads else "; the request may have been carried out all the same")
                 )
 
     def abort(self) -> None:
