@@ -9,6 +9,7 @@ infrastructure trouble pauses jobs, it never fails them (C11).
 import asyncio
 import contextlib
 import hmac
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -88,6 +89,9 @@ class Agent:
         #: Why it is not there, for people.
         self.trouble = ""
         self.failures = 0
+        #: For people: when it came into its state, and when it is launched again (microseconds).
+        self.since = time.time_ns() // 1000
+        self.next_try_at: int | None = None
         #: When its last op ended, by the loop's clock; None while it has work.
         self.idle_since: float | None = None
         #: Seconds that attempts took lately (moving mean); None before the first.
@@ -158,7 +162,7 @@ class Agent:
             _log.info(
                 "agent", agent=self.name, event_kind=str(event), before=str(self.state), state=str(state)
             )
-            self.state = state
+            self.state, self.since = state, time.time_ns() // 1000
 
 
 class AgentPool:
@@ -284,7 +288,9 @@ class AgentPool:
                     return
                 if agent.failures:
                     pause = LAUNCH_PAUSES_SECS[min(agent.failures, len(LAUNCH_PAUSES_SECS)) - 1]
+                    agent.next_try_at = time.time_ns() // 1000 + int(pause * 1e6)
                     await asyncio.sleep(pause)
+                    agent.next_try_at = None
                 await self._launch(agent)
             else:
                 await self._look(agent)

@@ -6,6 +6,7 @@ from tornado.web import RequestHandler
 
 from sirepo_jobs.tokens import TOKEN_ID
 
+from .explain import Explain
 from .files import Files
 from .handler import House
 from .jobs import Attempts, Job, JobEvents, Jobs, Signal, Verb
@@ -24,6 +25,7 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (rf"/api/v1/jobs/{jid}", Job),
         (rf"/api/v1/jobs/{jid}/(cancel|hold|release|retry)", Verb),
         (rf"/api/v1/jobs/{jid}/(suspend|resume)", Signal),
+        (rf"/api/v1/jobs/{jid}/explain", Explain),
         (rf"/api/v1/jobs/{jid}/attempts", Attempts),
         (rf"/api/v1/jobs/{jid}/events", JobEvents),
         (rf"/api/v1/jobs/{jid}/logs/(stdout|stderr)", Logs),

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "show": "jobs",
     "logs": "logs",
     "wait": "jobs",
+    "explain": "explain",
     "cancel": "verbs",
     "hold": "verbs",
     "release": "verbs",

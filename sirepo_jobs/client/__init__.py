@@ -12,6 +12,6 @@ Synchronous, safe to share between threads, and dependent on little: urllib3 and
 """
 
 from .client import Client
-from .records import Event, Job, Submitted, exit_status
+from .records import Event, Explanation, Job, Submitted, exit_status
 
-__all__ = ["Client", "Event", "Job", "Submitted", "exit_status"]
+__all__ = ["Client", "Event", "Explanation", "Job", "Submitted", "exit_status"]

@@ -14,7 +14,7 @@ import msgspec
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec
 
-from .records import Event, Job, JobPage, Submitted, job_of
+from .records import Event, Explanation, Job, JobPage, Submitted, job_of
 from .streams import LogStream, server_events
 from .transport import READ_SECS, Params, Transport
 from .where import Place, find
@@ -166,6 +166,11 @@ class Client(AbstractContextManager["Client"]):
 
     def _tell(self, jid: str, verb: str, params: Params | None = None) -> Job:
         return job_of(self.transport.call("POST", f"{_path(jid)}/{verb}", params, body=b""))
+
+    def explain(self, jid: str) -> Explanation:
+        """Why a job waits, failed, was ended, or runs where it runs."""
+        answer = self.transport.call("GET", f"{_path(jid)}/explain")
+        return msgspec.convert({**answer, "raw": answer}, Explanation)
 
     def wait(self, jid: str, *, timeout: float | str | None = None) -> Job:
         """The job when it has ended. Raises `TimeoutError` after `timeout`; the job goes on."""

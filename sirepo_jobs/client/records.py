@@ -77,6 +77,26 @@ class Job(Struct, frozen=True, kw_only=True):
         return min(max(float(said), 0.0), 100.0)
 
 
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Why a job is where it is. `raw` has the numbers: `waiting`, `agent`, `placement`, `ending`, `asked`."""
+
+    jid: str
+    state: str
+    #: One paragraph for people.
+    summary: str
+    reason: str | None = None
+    fault: str | None = None
+    retryable: bool | None = None
+    hint: str | None = None
+    #: The whole answer.
+    raw: dict[str, Any] = {}
+
+    @property
+    def stderr(self) -> list[str]:
+        """The last lines of a failed job's stderr, as far as they could be read."""
+        return list((self.raw.get("ending") or {}).get("stderr") or ())
+
+
 class Event(Struct, frozen=True, kw_only=True):
     """One line of the event stream."""
 

@@ -92,6 +92,7 @@ ROUTES: tuple[Route, ...] = (
         "One job; with `wait`, when it has changed",
         {"wait": query.WAIT, "version": query.VERSION},
     ),
+    Route("GET", "/api/v1/jobs/{jid}/explain", Kind.FORWARD, Scope.JOBS_READ, "Why a job is where it is"),
     Route("GET", "/api/v1/jobs/{jid}/attempts", Kind.FORWARD, Scope.JOBS_READ, "Executions of a job"),
     Route("GET", "/api/v1/jobs/{jid}/events", Kind.FORWARD, Scope.JOBS_READ, "What happened to a job"),
     Route("GET", "/api/v1/agents", Kind.FORWARD, Scope.JOBS_READ, "Agents that the caller may know of"),

@@ -51,3 +51,16 @@ def test_hold_ends_it_release_starts_it_anew_and_retry_once_more(system: System)
     assert client.get(jid).attempt == 3
     system.cli("cancel", jid)
     client.wait(jid, timeout=30)
+
+
+def test_explain_shows_the_end_of_stderr(system: System) -> None:
+    client = system.client()
+    words = ["sh", "-c", "for i in $(seq 50); do echo line $i >&2; done; exit 7"]
+    jid = client.submit({"command": words, "name": "bad"}).jid
+    client.wait(jid, timeout=30)
+    said = client.explain(jid)
+    assert said.stderr == [f"line {i}" for i in range(31, 51)]
+    assert (said.reason, said.fault) == ("EXIT_NONZERO", "user")
+    shown = system.cli("explain", jid).stdout.decode()
+    assert shown.startswith(f"Job bad ({jid}) ended in state error: exited with code 7.")
+    assert shown.endswith("  line 49\n  line 50\n")

@@ -17,6 +17,8 @@ from sirepo_jobs import protocol as p
 from sirepo_jobs.api import House as Door
 from sirepo_jobs.api import routes
 from sirepo_jobs.job import State
+from sirepo_jobs.resources import Resources
+from sirepo_jobs.spec import JobSpec
 from tests.integration.test_supervisor import House, house_of
 from tests.scripted import ScriptedDriver
 
@@ -139,3 +141,37 @@ async def test_hold_release_and_retry(door: Asker) -> None:
 async def test_a_strangers_job_is_missing(door: Asker, verb: str) -> None:
     (jid,) = await door.house.submit()
     assert await door.code("POST", f"/jobs/{jid}/{verb}", user="bob") == (404, "job_not_found")
+
+
+async def test_explain_says_what_the_supervisor_knows(door: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sirepo_jobs.api.explain.STDERR_SECS", 0.05)
+    door.house.driver.script = ["fail", "ok"]
+    first, second, third = await door.house.submit(
+        *[JobSpec(command=["true"], resources=Resources(cpus=2))] * 3
+    )
+    async with asyncio.timeout(20):
+        while (said := await door.json("GET", f"/jobs/{first}/explain"))["agent"]["launch_failures"] == 0:
+            await asyncio.sleep(0.01)
+    assert "could not be started (once): no more processes; the next try" in said["summary"]
+    assert (said["reason"], said["waiting"]["for"]) == ("LAUNCH_FAILED", "agent")
+    said = await door.json("GET", f"/jobs/{third}/explain")
+    assert (said["waiting"]["position"], said["waiting"]["position_is_exact"]) == (2, True)
+    agent = await door.house.agent()
+    await agent.until(lambda: agent.heard(p.Run))
+    agent.starts(first)
+    await door.house.until(first, lambda job: job.record.state is State.RUNNING)
+    said = await door.json("GET", f"/jobs/{first}/explain")
+    assert said["placement"]["host"] == "here"
+    agent.exits(first, 3, stderr_bytes=5)
+    await door.house.over(first)
+    said = await door.json("GET", f"/jobs/{first}/explain")
+    assert (said["ending"]["exit_code"], said["fault"]) == (3, "user")
+    assert said["ending"]["stderr_error"] == "agent local-ann did not answer in 0.05 s"
+    for jid in (second, third):
+        await door.json("POST", f"/jobs/{jid}/cancel")
+    said = await door.json("GET", f"/jobs/{third}/explain")
+    assert (said["asked"]["what"], said["asked"]["by"]) == ("cancel", "ann")
+    if second in agent.runs:
+        agent.exits(second, None, signal=15, stopped=True)
+    await door.house.over(second)
+    assert await door.code("GET", f"/jobs/{first}/explain", user="bob") == (404, "job_not_found")

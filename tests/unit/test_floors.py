@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["run_path", "byte_range"], 1),
     # 2: pure
     **dict.fromkeys(
-        ["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "tokens"], 2
+        ["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "explain", "tokens"], 2
     ),
     # 3: the shell, the store, both outer sides
     **dict.fromkeys(
