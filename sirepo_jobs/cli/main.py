@@ -27,6 +27,8 @@ COMMANDS: dict[str, str] = {
     "ps": "jobs",
     "show": "jobs",
     "logs": "logs",
+    "files": "files",
+    "get": "files",
     "wait": "jobs",
     "explain": "explain",
     "cancel": "verbs",

@@ -12,6 +12,7 @@ Synchronous, safe to share between threads, and dependent on little: urllib3 and
 """
 
 from .client import Client
+from .files import File
 from .records import Event, Explanation, Job, Submitted, exit_status
 
-__all__ = ["Client", "Event", "Explanation", "Job", "Submitted", "exit_status"]
+__all__ = ["Client", "Event", "Explanation", "File", "Job", "Submitted", "exit_status"]

@@ -14,6 +14,9 @@ import msgspec
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec
 
+from . import download
+from .download import Progress
+from .files import File, FilePath, FileStream, files_path, listing
 from .records import Event, Explanation, Job, JobPage, Submitted, job_of
 from .streams import LogStream, server_events
 from .transport import READ_SECS, Params, Transport
@@ -198,6 +201,78 @@ class Client(AbstractContextManager["Client"]):
         once. A job that has not started has no output; with `follow` its start is waited for.
         """
         return LogStream(self.transport, _path(jid), stream, offset, attempt, follow)
+
+    def files(
+        self, jid: str, path: FilePath = "", *, attempt: int | None = None, recursive: bool = True
+    ) -> Iterator[File]:
+        """What lies in the job's run dir, or in the directory `path` of it, in order of names."""
+        return listing(self.transport, files_path(_path(jid), path), attempt, recursive=recursive)
+
+    def read_file(
+        self,
+        jid: str,
+        path: FilePath,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        attempt: int | None = None,
+    ) -> bytes:
+        """A file of the run dir, or `length` bytes of it."""
+        if length == 0:
+            return b""
+        stop = None if length is None else offset + length
+        return b"".join(self.stream_file(jid, path, offset=offset, stop=stop, attempt=attempt))
+
+    def stream_file(
+        self,
+        jid: str,
+        path: FilePath,
+        *,
+        offset: int = 0,
+        stop: int | None = None,
+        attempt: int | None = None,
+    ) -> FileStream:
+        """The bytes of a file of the run dir, piece by piece.
+
+        After a broken connection it goes on at the next byte; raises `Conflict` when the file has changed.
+        """
+        target = files_path(_path(jid), path)
+        return FileStream(self.transport, target, attempt, offset=offset, stop=stop)
+
+    def download(
+        self,
+        jid: str,
+        path: FilePath,
+        to: str | Path,
+        *,
+        attempt: int | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Bring a file of the run dir to `to`; what is there is replaced when all of the new one is here.
+
+        Meanwhile it lies beside it, under a name that ends in `.part`: a download that was cut off goes on
+        there the next time, unless the file has changed. `progress` is told `(bytes here, bytes of all)`.
+        """
+        place = Path(to)
+        download.download(self.transport, files_path(_path(jid), path), attempt, place, progress)
+        return place
+
+    def download_archive(
+        self,
+        jid: str,
+        to: str | Path,
+        path: FilePath = "",
+        *,
+        attempt: int | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Bring the run dir, or the directory `path` of it, as a zip archive to `to`.
+
+        Links and whatever else is no file are left out; `SKIPPED.txt`, the last entry, names them.
+        """
+        place = Path(to)
+        download.download_archive(self.transport, files_path(_path(jid), path), attempt, place, progress)
+        return place
 
     def events(self, after: int | None = None) -> Iterator[Event]:
         """What happens to jobs, without end: everything after `after`, or from now on.

@@ -1,0 +1,216 @@
+"""Files of a run dir as the client sees them: what there is, and the bytes of one, each once."""
+
+import os
+import re
+from collections.abc import Generator, Iterator
+from datetime import datetime
+from typing import Self
+
+import msgspec
+from msgspec import Struct
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+from sirepo_jobs import run_path
+from sirepo_jobs.errors import BadInput, Conflict, Error, Unavailable
+
+from .transport import Patience, Transport
+
+_PIECE_BYTES = 256 << 10
+#: An agent may have to be started before the first byte.
+READ_SECS = 180.0
+_PAGE = 1000
+
+
+class File(Struct, frozen=True, kw_only=True):
+    """One entry of a run dir."""
+
+    #: For people; what is no UTF-8 in it is replaced.
+    path: str
+    #: Percent-encoded: names exactly this entry.
+    url_path: str
+    #: file | directory | link | fifo | socket | device
+    kind: str
+    size: int | None = None
+    mtime: datetime | None = None
+    #: Changes with the file's content.
+    etag: str | None = None
+    #: Why what it holds is not listed.
+    note: str = ""
+
+    @property
+    def os_path(self) -> str:
+        """As `os` functions take it: bytes that are no UTF-8 are surrogates."""
+        return os.fsdecode(b"/".join(run_path.parse(self.url_path)))
+
+
+FilePath = str | bytes | File
+
+
+class _Page(Struct, frozen=True):
+    files: list[File]
+    next_cursor: str | None = None
+
+
+def url_path(path: FilePath) -> str:
+    """The path as it stands in a URL. Raises `BadInput` for one that leads elsewhere.
+
+    >>> url_path("out/a b"), url_path("")
+    ('out/a%20b', '')
+    """
+    if isinstance(path, File):
+        return path.url_path
+    if not path:
+        return ""
+    text = run_path.encode(os.fsencode(path).split(b"/"))
+    run_path.parse(text)
+    return text
+
+
+def files_path(job_path: str, path: FilePath) -> str:
+    """Where the API has it."""
+    below = url_path(path)
+    return f"{job_path}/files/{below}" if below else f"{job_path}/files"
+
+
+def listing(transport: Transport, target: str, attempt: int | None, *, recursive: bool) -> Iterator[File]:
+    """Every entry of a directory, page after page."""
+    cursor: str | None = None
+    while True:
+        params = {"attempt": attempt, "cursor": cursor, "limit": _PAGE, "recursive": None if recursive else 0}
+        response = _patiently(transport, target, params)
+        if response.headers.get("X-File-Kind") != "directory":
+            raise BadInput("this is a file and holds nothing", code="not_a_directory")
+        try:
+            page = msgspec.json.decode(response.data, type=_Page)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise Error(f"the server's answer is no listing: {exc}", code="bad_answer") from None
+        yield from page.files
+        # a job may begin its next attempt meanwhile
+        attempt = int(response.headers.get("X-Attempt") or 0) or attempt
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _patiently(transport: Transport, target: str, params: dict[str, str | int | None]) -> BaseHTTPResponse:
+    patience = Patience(transport.patience_secs)
+    while True:
+        try:
+            response = transport.once("GET", target, params, read_secs=READ_SECS)
+            if response.headers.get("X-File-Kind") == "directory":
+                _ = response.data
+            return response
+        except Unavailable as exc:
+            patience.pause(exc, getattr(exc, "retry_after", None))
+        except HTTPError as exc:
+            patience.pause(Unavailable(f"the answer broke off: {exc}", code="unreachable"))
+
+
+class FileStream(Iterator[bytes]):
+    """The bytes of one file, each once. Raises `Conflict` when the file changes between two connections."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        target: str,
+        attempt: int | None = None,
+        *,
+        offset: int = 0,
+        stop: int | None = None,
+        etag: str = "",
+    ) -> None:
+        #: Of the byte that comes next.
+        self.offset = offset
+        #: Which execution's; None until the server has told.
+        self.attempt = attempt
+        #: Of the file that is read, as in the header; "" until the server has told.
+        self.etag = etag
+        #: Length of the whole file; None until the server has told.
+        self.total: int | None = None
+        self._transport = transport
+        self._target = target
+        self._stop = stop
+        self._connected = False
+        self._pieces = self._read()
+
+    def __next__(self) -> bytes:
+        while not (piece := next(self._pieces)):
+            pass
+        return piece
+
+    def connect(self) -> Self:
+        """Reach the server, so that `etag` and `total` are known; reading does so by itself."""
+        if not self._connected:
+            next(self._pieces)
+        return self
+
+    def close(self) -> None:
+        """Hang up; safe to repeat."""
+        self._pieces.close()
+
+    @property
+    def _end(self) -> int | None:
+        if self.total is None or self._stop is None:
+            return self.total
+        return min(self.total, self._stop)
+
+    def _read(self) -> Generator[bytes, None, None]:
+        patience = Patience(self._transport.patience_secs)
+        while True:
+            try:
+                response = self._open()
+            except Unavailable as exc:
+                patience.pause(exc, getattr(exc, "retry_after", None))
+                continue
+            try:
+                self._learn(response)
+                self._connected = True
+                yield b""
+                for piece in response.stream(_PIECE_BYTES, decode_content=False):
+                    patience.refill()
+                    self.offset += len(piece)
+                    yield piece
+                why = "it ended"
+            except HTTPError as exc:
+                why = str(exc)
+            finally:
+                response.close()
+            if self._end is not None and self.offset >= self._end:
+                return
+            broken = f"the download broke at byte {self.offset} of {self._end}: {why}"
+            patience.pause(Unavailable(broken, code="unreachable"))
+
+    def _open(self) -> BaseHTTPResponse:
+        headers = {}
+        if self.offset or self._stop is not None:
+            headers["Range"] = f"bytes={self.offset}-{self._stop - 1 if self._stop is not None else ''}"
+        if self.etag:
+            headers["If-Range"] = self.etag
+        params = {"attempt": self.attempt}
+        try:
+            return self._transport.once("GET", self._target, params, headers=headers, read_secs=READ_SECS)
+        except Error as exc:
+            if self.etag and getattr(exc, "status", None) == 416:
+                raise self._changed() from None
+            raise
+
+    def _learn(self, response: BaseHTTPResponse) -> None:
+        headers = response.headers
+        if headers.get("X-File-Kind") != "file":
+            raise BadInput("this is a directory; it comes as an archive only", code="is_directory")
+        etag = headers.get("ETag", "")
+        if self.etag and etag != self.etag:
+            raise self._changed()
+        self.etag = etag
+        self.attempt = int(headers.get("X-Attempt") or 0) or self.attempt
+        found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", headers.get("Content-Range", ""))
+        if response.status == 206 and found and int(found[1]) == self.offset:
+            self.total = int(found[2])
+        elif response.status == 200 and not self.offset:
+            self.total = int(headers["Content-Length"])
+        else:
+            raise Error("the server does not answer with the range that was asked for", code="bad_answer")
+
+    def _changed(self) -> Conflict:
+        return Conflict(f"the file has changed since its first {self.offset} bytes came", code="file_changed")
