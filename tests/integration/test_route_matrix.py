@@ -50,6 +50,11 @@ EXPECTED: dict[str, Row] = {
     f"GET {JOBS}/{{jid}}/events": LOOK,
     f"GET {JOBS}/{{jid}}/logs/{{stream}}": LOOK,
     f"GET {JOBS}/{{jid}}/explain": LOOK,
+    f"GET {JOBS}/{{jid}}/files": LOOK,
+    f"HEAD {JOBS}/{{jid}}/files": LOOK,
+    # it could not be started: nothing lies there
+    f"GET {JOBS}/{{jid}}/files/{{path}}": Row(401, 404, 404, 404, 404),
+    f"HEAD {JOBS}/{{jid}}/files/{{path}}": Row(401, 404, 404, 404, 404),
     f"POST {JOBS}/{{jid}}/cancel": CHANGE,
     f"POST {JOBS}/{{jid}}/hold": CHANGE,
     f"POST {JOBS}/{{jid}}/release": CHANGE,
