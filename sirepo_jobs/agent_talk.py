@@ -17,7 +17,7 @@ from .errors import RemoteError
 from .job import HELD_BY_AGENT, State
 from .lifecycle import Illegal
 from .reasons import Reason
-from .supervisor import Supervisor
+from .supervisor import Supervisor, unheard
 
 _log = structlog.get_logger(__name__)
 
@@ -70,12 +70,14 @@ class AgentTalk:
                 if fresh:
                     self._lost(job, f"agent {agent.name} came back without its records")
                 elif record.stopping:
-                    self._not_started(job, "it was asked to end before the agent heard of it")
+                    self._unheard(job)
                 else:
                     self._back(job, "starting")
+                    if job.op is not None:
+                        job.op.told = False  # what was said before went with the line
                     self._supervisor.commits.after(partial(self._supervisor.send_run, job, record.attempt))
             elif record.state is State.CANCELING and record.started_at is None and not fresh:
-                self._not_started(job, "it was asked to end before the agent heard of it")
+                self._unheard(job)
             else:
                 self._lost(job, f"agent {agent.name} knows nothing of this attempt any more")
             return
@@ -209,7 +211,10 @@ class AgentTalk:
 
     # -- events that are ours to make
 
-    def _not_started(self, job: ComputeJob, message: str, reason: Reason = Reason.START_FAILED) -> None:
+    def _unheard(self, job: ComputeJob) -> None:
+        self._supervisor.tell(job, unheard(job, self._supervisor.now()))
+
+    def _not_started(self, job: ComputeJob, message: str, reason: Reason) -> None:
         record = job.record
         self._supervisor.tell(
             job,

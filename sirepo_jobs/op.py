@@ -84,7 +84,7 @@ class Op:
 
     __slots__ = (
         "go", "heir", "jid", "kind", "need", "op_id", "over",
-        "place", "pool", "queue", "sent", "standby", "still", "waiting",
+        "place", "pool", "queue", "sent", "standby", "still", "told", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +111,8 @@ class Op:
         self.pool = pool
         self.need = need
         self.sent = False
+        #: The agent may have heard of it. Between being sent and being told lies a commit.
+        self.told = False
         #: Sent, but the agent is to hold it back until slots are free.
         self.standby = False
         self.over = False

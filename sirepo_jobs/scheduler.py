@@ -11,6 +11,7 @@ store, fetched when `wants` says so (queued jobs are rows, not objects).
 """
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from .reasons import Reason
 from .resources import Resources
 
 MAX_BYPASS = 100
+#: So many dead entries are left alone in any queue.
+MAX_DEAD = 1000
 
 
 class Shape(NamedTuple):
@@ -64,7 +67,13 @@ class _Lane:
         self.loading = False
         #: An entry was left to the store while a page was being read.
         self.dropped = False
+        #: `tail` was taken back while a page behind the old one was being read.
+        self.shrunk = False
+        #: How often other shapes went while this one found no slots.
         self.bypassed: dict[Shape, int] = {}
+        #: Entries in the heaps, live and dead.
+        self.size = 0
+        self._order: list[tuple[int, int]] | None = None
 
     def heads(self) -> list[Entry]:
         """First live entry of each shape, in order."""
@@ -73,6 +82,7 @@ class _Lane:
             heap = self.heaps[shape]
             while heap and heap[0].jid not in self.jids:
                 heapq.heappop(heap)
+                self.size -= 1
             if heap:
                 found.append(heap[0])
             else:
@@ -82,13 +92,45 @@ class _Lane:
         return found
 
     def push(self, entry: Entry) -> None:
-        if not self.overflow:
-            self.tail = None
+        if not self.overflow and self.tail is not None:
+            self.tail = max(self.tail, entry[:2])
         self.jids.add(entry.jid)
         heapq.heappush(self.heaps.setdefault(entry.shape, []), entry)
+        self.size += 1
+        self._order = None
+
+    def forget(self, jid: str) -> None:
+        """Its entry is dead; the dead are cleared away before they outnumber the living."""
+        if jid in self.jids:
+            self.jids.remove(jid)
+            self._order = None
+            if self.size > 2 * len(self.jids) + MAX_DEAD:
+                self.keep(self.entries())
+
+    def pop(self, entry: Entry) -> None:
+        """Take the first of its shape."""
+        heapq.heappop(self.heaps[entry.shape])
+        self.size -= 1
+        self.jids.discard(entry.jid)
+        self._order = None
+
+    def keep(self, entries: list[Entry]) -> None:
+        """These and no others."""
+        self.heaps, self.jids, self.size = {}, set(), 0
+        for entry in entries:
+            self.push(entry)
+        self.bypassed = {shape: count for shape, count in self.bypassed.items() if shape in self.heaps}
 
     def entries(self) -> list[Entry]:
-        return sorted(e for heap in self.heaps.values() for e in heap if e.jid in self.jids)
+        # a set: who was held and released has two equal entries, a dead one and a living
+        return sorted({e for heap in self.heaps.values() for e in heap if e.jid in self.jids})
+
+    @property
+    def order(self) -> list[tuple[int, int]]:
+        """Places of the living, in order; remembered, since a page of jobs asks for each of its jobs."""
+        if self._order is None:
+            self._order = [entry[:2] for entry in self.entries()]
+        return self._order
 
 
 class Scheduler:
@@ -129,7 +171,7 @@ class Scheduler:
     def remove(self, user: str, jid: str) -> None:
         """Forget an entry; one that is not here is no error."""
         if lane := self._lanes.get(user):
-            lane.jids.discard(jid)
+            lane.forget(jid)
             self._drop_if_empty(user, lane)
 
     def charge(self, user: str, cpus: int) -> None:
@@ -152,13 +194,15 @@ class Scheduler:
         """
         for user, lane in self._lanes.items():
             if lane.overflow and not lane.loading and len(lane.jids) < max(1, self._window // 2):
-                lane.loading, lane.dropped = True, False
+                lane.loading, lane.dropped, lane.shrunk = True, False, False
                 yield user, lane.tail
 
     def feed(self, user: str, entries: list[Entry], *, complete: bool) -> None:
         """Take a page of rows; `complete` when the store had no more."""
         lane = self._lanes.setdefault(user, _Lane())
         lane.loading = False
+        if lane.shrunk:
+            return  # the page begins behind rows that are not here any more: `wants` asks anew
         for entry in entries:
             if entry.jid not in lane.jids:
                 lane.push(entry)
@@ -176,8 +220,8 @@ class Scheduler:
         `room` is asked again for each candidate, so the caller must book what it was given before it
         asks for the next one.
         """
-        closed = self._closed_pools()
-        refused: set[Shape] = set()
+        closed = self._closed_pools(room)
+        refused: dict[Shape, No] = {}
         while True:
             progress = False
             for user in sorted(self._lanes, key=self._turn):
@@ -188,19 +232,26 @@ class Scheduler:
             if not progress:
                 return
 
-    def upcoming(self, count: int) -> list[Entry]:
-        """About the next `count` entries, for reading their jobs ahead of need."""
+    def upcoming(self, count: int, first: Entry) -> list[Entry]:
+        """About the next `count` entries, for reading their jobs ahead of need.
+
+        `first`, which may go now, is among them, and those that may follow it: others, however urgent,
+        may be waiting for something for long.
+        """
         found: list[Entry] = []
         for lane in self._lanes.values():
             for heap in lane.heaps.values():
                 found.extend(heapq.nsmallest(count, heap) if len(heap) <= count else heap[:count])
-        return [entry for entry in sorted(found)[:count] if (entry.user, entry.jid) in self]
+        own = self._lanes[first.user].heaps.get(first.shape, []) if first.user in self._lanes else []
+        next_ones = [first, *heapq.nsmallest(count // 2, own), *sorted(found)]
+        live = [e for e in dict.fromkeys(next_ones) if (e.user, e.jid) in self]
+        return live[:count]
 
     def _turn(self, user: str) -> tuple[int, str]:
         return self._lanes[user].cpus, user
 
     def _pick(
-        self, user: str, lane: _Lane, room: Room, closed: dict[str, Shape], refused: set[Shape]
+        self, user: str, lane: _Lane, room: Room, closed: dict[str, Shape], refused: dict[Shape, No]
     ) -> Entry | None:
         passed: list[Shape] = []
         for entry in lane.heads():
@@ -208,27 +259,34 @@ class Scheduler:
             blocked = closed.get(shape.pool, shape) != shape
             if blocked or shape in refused:
                 passed.append(shape)
-            elif room(shape, user) is not None:
-                refused.add(shape)
+            elif (no := room(shape, user)) is not None:
+                refused[shape] = no
                 passed.append(shape)
             else:
                 for other in passed:
-                    if other.pool == shape.pool:
+                    # who waits for an agent is not passed: no slot would help it
+                    if other.pool == shape.pool and _lacks_slots(refused.get(other)):
                         lane.bypassed[other] = lane.bypassed.get(other, 0) + 1
                 lane.bypassed.pop(shape, None)
-                heapq.heappop(lane.heaps[shape])
-                lane.jids.discard(entry.jid)
+                lane.pop(entry)
                 return entry
         return None
 
-    def _closed_pools(self) -> dict[str, Shape]:
-        """Pools that are kept for a shape which others have passed too often."""
-        return {
-            shape.pool: shape
-            for lane in self._lanes.values()
-            for shape, count in lane.bypassed.items()
-            if count >= MAX_BYPASS and lane.heaps.get(shape)
-        }
+    def _closed_pools(self, room: Room) -> dict[str, Shape]:
+        """Pools that are kept for a shape which others have passed too often.
+
+        Not for one whose jobs are all gone, nor for one that could not use the slots.
+        """
+        closed = {}
+        for user, lane in self._lanes.items():
+            if any(count >= MAX_BYPASS for count in lane.bypassed.values()):
+                for entry in lane.heads():
+                    shape = entry.shape
+                    if lane.bypassed.get(shape, 0) >= MAX_BYPASS:
+                        no = room(shape, user)
+                        if no is None or _lacks_slots(no):
+                            closed[shape.pool] = shape
+        return closed
 
     def ahead(self, user: str, key: tuple[int, int]) -> tuple[int, bool]:
         """How many entries of the same user stand before `(rank, seq)`, and whether there may be more."""
@@ -236,7 +294,7 @@ class Scheduler:
         if lane is None:
             return 0, False
         more = lane.overflow and lane.tail is not None and key > lane.tail
-        return sum(e[:2] < key and e.jid in lane.jids for heap in lane.heaps.values() for e in heap), more
+        return bisect_left(lane.order, key), more
 
     def _last(self, lane: _Lane) -> tuple[int, int]:
         """Key of the last entry; remembered, since a full lane is asked for every newcomer."""
@@ -246,11 +304,13 @@ class Scheduler:
 
     def _shrink(self, lane: _Lane) -> None:
         kept = lane.entries()[: self._window]
-        lane.heaps, lane.jids = {}, set()
-        for entry in kept:
-            lane.push(entry)
-        lane.overflow, lane.tail, lane.dropped = True, kept[-1][:2], True
+        lane.keep(kept)
+        lane.overflow, lane.tail, lane.dropped, lane.shrunk = True, kept[-1][:2], True, True
 
     def _drop_if_empty(self, user: str, lane: _Lane) -> None:
         if not lane.jids and not lane.overflow and not lane.loading and not lane.cpus:
             self._lanes.pop(user, None)
+
+
+def _lacks_slots(no: No | None) -> bool:
+    return no is not None and no.reason is Reason.RESOURCES

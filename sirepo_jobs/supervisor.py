@@ -29,6 +29,7 @@ from .events import (
     Enqueue,
     Event,
     Note,
+    NotStarted,
     Progressed,
     StopAttempt,
 )  # fmt: skip
@@ -63,6 +64,17 @@ class _Changes:
         self.unit = unit
         self.jobs: dict[ComputeJob, int] = {}
         self.rows: list[EventRow] = []
+
+
+def unheard(job: ComputeJob, at: int) -> NotStarted:
+    """The present attempt was to end before its agent knew of it: it never was."""
+    return NotStarted(
+        at=at,
+        serial=job.record.serial,
+        attempt=job.record.attempt,
+        reason=Reason.START_FAILED,
+        message="it was asked to end before its agent heard of it",
+    )
 
 
 class Supervisor:
@@ -209,8 +221,8 @@ class Supervisor:
                 self.dispatch_soon()
             case Dequeue():
                 self.scheduler.remove(job.record.user, job.jid)
-                if job.op is not None:
-                    self._end_op(job)
+                self._end_op(job)
+                self.dispatch_soon()  # others may have waited behind it
             case StopAttempt(grace_secs=grace_secs):
                 self.commits.after(partial(self.send_cancel, job, job.record.attempt, grace_secs))
             case EndAttempt():
@@ -276,7 +288,7 @@ class Supervisor:
             job = self.jobs.get(entry.jid)
             if job is None:
                 self.scheduler.add(entry)
-                self.tasks.ensure("read ahead", self._read_ahead)
+                self.tasks.ensure("read ahead", partial(self._read_ahead, entry))
                 break
             if job.record.state is State.PENDING and job.op is None:
                 self._begin(job, entry.shape)
@@ -328,8 +340,14 @@ class Supervisor:
         """Tell the agent to run this attempt, if that is still what is wanted; safe to repeat."""
         record, op = job.record, job.op
         agent = self.agents.get(record.agent or "")
-        if op is None or agent is None or agent.line is None or record.attempt != attempt or record.stopping:
+        if op is None or agent is None or agent.line is None or record.attempt != attempt:
             return
+        if record.stopping:
+            if not op.told:
+                # nobody else can end it: an agent has nothing to say of what it never heard of
+                self.tell(job, unheard(job, self.now()))
+            return
+        op.told = True
         spec = job.spec
         agent.line.say(
             protocol.Run(
@@ -391,8 +409,8 @@ class Supervisor:
 
     # -- rows that are to become entries and jobs
 
-    async def _read_ahead(self) -> None:
-        entries = self.scheduler.upcoming(READ_AHEAD)
+    async def _read_ahead(self, first: Entry) -> None:
+        entries = self.scheduler.upcoming(READ_AHEAD, first)
         await self.commits.durable()
         unknown = await self.jobs.load_next(entry.jid for entry in entries)
         for entry in entries:

@@ -230,30 +230,6 @@ async def test_canceled_before_its_agent_came_nothing_is_sent(tmp_path: Path) ->
         assert agent.heard(p.Run) == []
 
 
-async def test_canceled_between_the_intent_and_the_message_no_run_goes_out(tmp_path: Path) -> None:
-    """The assumption changes while the commit is under way: the message is looked at once more."""
-    async with house_of(tmp_path) as house:
-        (first,) = await house.submit()
-        agent = await house.agent()
-        await agent.until(lambda: agent.heard(p.Run))
-        submitting = asyncio.create_task(house.submit())
-        while len(house.supervisor.jobs) < 2:
-            await asyncio.sleep(0)
-        second = next(j for j in house.supervisor.jobs.active() if j.jid != first)
-        assert second.record.state is State.STARTING
-        house.cancel(second)
-        await submitting
-        await agent.until(lambda: agent.heard(p.Cancel))
-        assert [run.jid for run in agent.heard(p.Run)] == [first]
-        agent.runs[second.jid] = p.Run(
-            jid=second.jid, serial=1, attempt=1, op_id=0, command=["x"], run_dir="x"
-        )
-        agent.exits(second.jid, None, started_at=None, began=False, stopped=True, proof="never_claimed")
-        assert (await house.over(second.jid)).record.state is State.CANCELED
-        agent.exits(first)
-        await house.over(first)
-
-
 async def test_the_line_breaks_before_the_run_is_sent_and_the_run_goes_out_once(tmp_path: Path) -> None:
     async with house_of(tmp_path) as house:
         (first,) = await house.submit()

@@ -231,3 +231,87 @@ def test_order_within_a_user_holds_for_each_shape(items: list[tuple[int, int]]) 
     out = list(scheduler.admit(everything))
     assert out == sorted(out)
     assert len(out) == len(items)
+
+
+def test_who_waits_for_an_agent_keeps_the_pool_from_nobody() -> None:
+    """C11, I23: an environment that cannot be launched must not stop the whole house."""
+    scheduler = Scheduler()
+    scheduler.add(Entry(-9, 0, "J0", "ann", shape(environment="broken")))
+    for seq in range(1, 2 * MAX_BYPASS):
+        scheduler.add(entry(seq))
+    room = lambda s, _: No(Reason.LAUNCH_FAILED, "no image") if s.environment == "broken" else None  # noqa: E731
+    assert len(jids(scheduler, room)) == 2 * MAX_BYPASS - 1
+    scheduler.add(entry(1000, user="bob"))
+    assert jids(scheduler, room) == ["J1000"]
+
+
+def test_a_pool_kept_for_a_shape_is_open_again_when_its_jobs_are_gone_or_its_agent_is() -> None:
+    for gone in (True, False):
+        scheduler = Scheduler()
+        scheduler.charge("ann", 1)
+        scheduler.add(entry(0, cpus=8))
+        for seq in range(1, 3 * MAX_BYPASS):
+            scheduler.add(entry(seq))
+        small_only = lambda s, _: NO if s.need.cpus > 2 else None  # noqa: E731
+        for _ in range(MAX_BYPASS):
+            next(scheduler.admit(small_only))
+        assert jids(scheduler, small_only) == [], "kept for the big one"
+        away = lambda s, _: No(Reason.AGENT_UNREACHABLE, "") if s.need.cpus > 2 else None  # noqa: E731
+        if gone:
+            scheduler.remove("ann", "J0")
+        assert len(jids(scheduler, small_only if gone else away)) == 2 * MAX_BYPASS - 1
+
+
+def test_what_may_go_is_read_ahead_however_many_wait_before_it() -> None:
+    scheduler = Scheduler()
+    for seq in range(1000):
+        scheduler.add(entry(seq, cpus=8))
+    for seq in range(1000, 1010):
+        scheduler.add(entry(seq, user="bob"))
+    ahead = scheduler.upcoming(100, entry(1000, user="bob"))
+    assert len(ahead) == 100
+    assert [e.jid for e in ahead[:10]] == [f"J{seq}" for seq in range(1000, 1010)]
+
+
+def test_the_dead_do_not_pile_up_and_are_not_counted() -> None:
+    """C16: submitted and canceled, held and released, for ever."""
+    scheduler = Scheduler()
+    for seq in range(10_000):
+        scheduler.add(entry(seq))
+        if seq:
+            scheduler.remove("ann", f"J{seq}")
+        else:
+            for _ in range(5000):
+                scheduler.remove("ann", "J0")
+                scheduler.add(entry(0))
+    assert scheduler._lanes["ann"].size < 2100
+    assert scheduler.ahead("ann", (-5, 10_000)) == (1, False)
+    assert jids(scheduler) == ["J0"]
+
+
+def test_a_page_behind_rows_that_were_left_out_meanwhile_is_not_taken() -> None:
+    """Urgent ones push others out of memory while a page behind those is on its way."""
+    scheduler, rows = Scheduler(window=4), Rows()
+    first = [entry(seq, priority=5) for seq in range(10)]
+    rows.rows.update(first)
+    for item in first:
+        scheduler.add(item)
+    taken = [next(scheduler.admit(everything)) for _ in range(3)]
+    rows.rows.difference_update(taken)
+    ((user, after),) = scheduler.wants()
+    page = rows.page(user, after, 3)
+    urgent = [entry(100 + seq, priority=9) for seq in range(9)]
+    rows.rows.update(urgent)
+    for item in urgent:
+        scheduler.add(item)
+    scheduler.feed(user, page[0], complete=page[1])
+    ran = []
+    while rows.rows:
+        for user, after in list(scheduler.wants()):
+            more, complete = rows.page(user, after, 3)
+            scheduler.feed(user, more, complete=complete)
+        item = next(scheduler.admit(everything), None)
+        assert item is not None, f"forgotten: {sorted(e.jid for e in rows.rows)}"
+        rows.rows.discard(item)
+        ran.append(item.jid)
+    assert len(ran) == 16

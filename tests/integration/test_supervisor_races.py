@@ -1,0 +1,110 @@
+"""What can come between: races, lost words, broken parts; each as the story that showed it (C1, C4, I8)."""
+
+import asyncio
+from pathlib import Path
+
+from sirepo_jobs import protocol as p
+from sirepo_jobs.events import HoldAsked
+from sirepo_jobs.job import State
+from sirepo_jobs.resources import Resources
+from sirepo_jobs.spec import JobSpec
+from tests.integration.test_supervisor import House, house_of
+from tests.scripted import ScriptedAgent, ScriptedDriver
+
+TWO = JobSpec(command=["true"], resources=Resources(cpus=2))
+
+
+async def with_one_running(house: House) -> tuple[str, ScriptedAgent]:
+    """A job that runs, and its agent."""
+    (jid,) = await house.submit()
+    agent = await house.agent()
+    await agent.until(lambda: agent.heard(p.Run))
+    agent.starts(jid)
+    await house.until(jid, lambda job: job.record.state is State.RUNNING)
+    return jid, agent
+
+
+# -- between the intent and the message
+
+
+async def test_canceled_between_the_intent_and_the_message_it_ends_without_the_agent(tmp_path: Path) -> None:
+    """The run does not go out, so no agent can tell its end: it was `canceling` for ever."""
+    async with house_of(tmp_path) as house:
+        first, agent = await with_one_running(house)
+        submitting = asyncio.create_task(house.submit())
+        while len(house.supervisor.jobs) < 2:
+            await asyncio.sleep(0)
+        second = next(j for j in house.supervisor.jobs.active() if j.jid != first)
+        assert second.record.state is State.STARTING
+        house.cancel(second)
+        await submitting
+        assert (await house.over(second.jid)).record.state is State.CANCELED
+        assert second.record.proof == "never_claimed"
+        assert [run.jid for run in agent.heard(p.Run)] == [first]
+        assert agent.heard(p.Cancel) == []
+        agent.exits(first)
+        await house.over(first)
+
+
+async def test_canceled_while_the_run_is_said_again_after_a_broken_line(tmp_path: Path) -> None:
+    """The first saying was lost with the line; the agent does not have it."""
+    async with house_of(tmp_path) as house:
+        (jid,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: agent.heard(p.Run))
+        agent.runs.clear()  # lost on its way
+        agent.cut()
+        agent.said.clear()
+        agent.connect(house.talk)
+        job = await house.job(jid)
+        house.cancel(job)
+        assert (await house.over(jid)).record.state is State.CANCELED
+        assert agent.heard(p.Run) == []
+
+
+async def test_held_between_the_intent_and_the_message_it_is_held(tmp_path: Path) -> None:
+    async with house_of(tmp_path) as house:
+        first, agent = await with_one_running(house)
+        submitting = asyncio.create_task(house.submit())
+        while len(house.supervisor.jobs) < 2:
+            await asyncio.sleep(0)
+        second = next(j for j in house.supervisor.jobs.active() if j.jid != first)
+        house.supervisor.tell(second, HoldAsked(at=1, by="ann"))
+        await submitting
+        await house.until(second.jid, lambda job: job.record.state is State.HELD)
+        agent.exits(first)
+        await house.over(first)
+
+
+# -- the queue
+
+
+async def test_what_may_go_now_is_read_though_hundreds_wait_before_it(tmp_path: Path) -> None:
+    """It was never read, and the supervisor read the others again and again, without a pause."""
+    async with house_of(tmp_path, ScriptedDriver(cpus=2), job_cache=20) as house:
+        first, agent = await with_one_running(house)
+        await house.submit(*[TWO] * 300)
+        (small,) = await house.submit()
+        assert house.supervisor.jobs.get(small) is None
+        await agent.until(lambda: small in agent.runs)
+        for jid in (first, small):
+            agent.exits(jid)
+            await house.over(jid)
+
+
+async def test_a_job_that_leaves_the_queue_lets_the_others_try(tmp_path: Path) -> None:
+    """Others had passed the big one so often that its pool was kept for it; then it was canceled."""
+    async with house_of(tmp_path, ScriptedDriver(cpus=2)) as house:
+        first, agent = await with_one_running(house)
+        (big,) = await house.submit(TWO)
+        lane = house.supervisor.scheduler._lanes["ann"]
+        ((shape, _),) = lane.heaps.items()
+        lane.bypassed[shape] = 100
+        (small,) = await house.submit()
+        await house.supervisor.commits.durable()
+        assert small not in agent.runs
+        house.cancel(await house.job(big))
+        await agent.until(lambda: small in agent.runs)
+        for jid in (first, small):
+            agent.exits(jid)
+            await house.over(jid)
