@@ -36,12 +36,14 @@ setup(
         "dev": [
             "hypothesis",
             "mypy>=2.4",
+            "openapi-spec-validator>=0.9",
             "pre-commit",
             "pytest>=9",
             "pytest-asyncio>=1.5",
             "pytest-timeout",
             "pytest-xdist",
             "ruff>=0.17",
+            "schemathesis>=4.32",
         ],
     },
     packages=[

@@ -21,7 +21,7 @@ from sirepo_jobs.errors import BadInput, Error, TooLarge, Unauthorized, Unavaila
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec, parse_submission
 
-from . import limits, problems, query
+from . import limits, openapi, problems, query
 from .auth import Principal, Scope
 from .problems import MethodNotAllowed
 from .routes import Kind, Route, plain
@@ -193,6 +193,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._tell(Unavailable("too many requests at the same time; try again", code="busy"))
         elif self._route is not None and self._route.kind is Kind.HEALTH:
             self._whole(200, b'{"status":"ok"}\n')
+        elif self._route is not None and self._route.kind is Kind.DOCUMENT:
+            self._whole(200, openapi.document_bytes())
         else:
             self._task = asyncio.create_task(self._forward(), name=f"exchange {self._id}")
 

@@ -25,6 +25,8 @@ class Parameter(NamedTuple):
     help: str
     #: May be given more than once; the values are joined with commas.
     many: bool = False
+    #: For the OpenAPI document, where it is not any text.
+    schema: Mapping[str, object] | None = None
 
 
 def canonical(raw: str, known: Mapping[str, Parameter]) -> dict[str, str]:
@@ -124,19 +126,38 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-STATE = Parameter(_states, "only jobs in these states; `active` and `final` stand for many", many=True)
+def _number(low: int, high: int, text: str) -> Parameter:
+    return Parameter(_whole(low, high), text, schema={"type": "integer", "minimum": low, "maximum": high})
+
+
+def _yes_or_no(text: str) -> Parameter:
+    return Parameter(_flag, text, schema={"type": "string", "enum": ["0", "1", "true", "false"]})
+
+
+STATE = Parameter(
+    _states,
+    "only jobs in these states; `active` and `final` stand for many",
+    many=True,
+    schema={"type": "string", "examples": ["active", "error,lost"]},
+)
 USER = Parameter(_text(100), "only jobs of this user; `@me` is oneself")
 NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
 CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")
-PAGE = Parameter(_whole(1, 1000), "jobs on one page")
-WAIT = Parameter(_wait, f"answer when the version has changed, or after so long (at most {MAX_WAIT_SECS:g}s)")
-VERSION = Parameter(_whole(0, 1 << 53), "the version that the caller knows")
-SERIAL = Parameter(_whole(1, 1 << 31), "the run that is meant; a later one is left alone")
-OFFSET = Parameter(_whole(0, 1 << 53), "first byte wanted")
-LIMIT = Parameter(_whole(0, 1 << 53), "bytes at most")
-ATTEMPT = Parameter(_whole(1, 1 << 31), "which execution; the newest when left out")
-FOLLOW = Parameter(_flag, "1: stream until the attempt has ended")
-ARCHIVE = Parameter(_one_of("zip"), "`zip`: a directory as an archive")
-RECURSIVE = Parameter(_flag, "0: only the directory itself")
+PAGE = _number(1, 1000, "jobs on one page")
+WAIT = Parameter(
+    _wait,
+    f"answer when the version has changed, or after so long (at most {MAX_WAIT_SECS:g}s)",
+    schema={"type": "string", "pattern": "^[0-9]{1,3}(ms|s|m)?$", "examples": ["30s"]},
+)
+VERSION = _number(0, 1 << 53, "the version that the caller knows")
+SERIAL = _number(1, 1 << 31, "the run that is meant; a later one is left alone")
+OFFSET = _number(0, 1 << 53, "first byte wanted")
+LIMIT = _number(0, 1 << 53, "bytes at most")
+ATTEMPT = _number(1, 1 << 31, "which execution; the newest when left out")
+FOLLOW = _yes_or_no("1: stream until the attempt has ended")
+ARCHIVE = Parameter(
+    _one_of("zip"), "`zip`: a directory as an archive", schema={"type": "string", "enum": ["zip"]}
+)
+RECURSIVE = _yes_or_no("0: only the directory itself")
 PATH_CURSOR = Parameter(_text(20_000), "`next_cursor` of the page before")
-AFTER = Parameter(_whole(0, 1 << 53), "only events after this `id`")
+AFTER = _number(0, 1 << 53, "only events after this `id`")

@@ -25,6 +25,8 @@ class Kind(Enum):
 
     #: By the front end alone: it lives.
     HEALTH = "health"
+    #: By the front end alone: the OpenAPI document.
+    DOCUMENT = "document"
     #: The supervisor's word on whether it serves; nothing else of its answer is passed on.
     READY = "ready"
     #: A body of job specs is checked, made canonical and forwarded.
@@ -69,6 +71,7 @@ _FILES = {
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", Kind.HEALTH, None, "The front end lives"),
     Route("GET", "/readyz", Kind.READY, None, "Front end and supervisor serve"),
+    Route("GET", "/openapi.json", Kind.DOCUMENT, Scope.SELF, "This API as an OpenAPI 3.1 document"),
     Route("POST", "/api/v1/jobs", Kind.SUBMIT, Scope.JOBS_SUBMIT, "Create one job or many"),
     Route(
         "GET",
@@ -153,7 +156,7 @@ ROUTES: tuple[Route, ...] = (
 )
 
 #: What may stand in the place of a `{name}`. Everything else is a path that does not exist.
-_PLACES = {
+PLACES = {
     "jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}",
     "stream": "stdout|stderr",
     "token": tokens.TOKEN_ID,
@@ -204,5 +207,5 @@ def plain(route: Route, path: str) -> str:
 def _pattern(path: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", path)
     return re.compile(
-        "".join(f"(?:{_PLACES[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+        "".join(f"(?:{PLACES[part]})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     )

@@ -43,6 +43,7 @@ CHANGE = Row(401, 200, 404, 403, 200)
 EXPECTED: dict[str, Row] = {
     "GET /healthz": OPEN,
     "GET /readyz": OPEN,
+    "GET /openapi.json": LIST,
     f"POST {JOBS}": Row(401, 201, 201, 403, 201),
     f"GET {JOBS}": LIST,
     f"GET {JOBS}/{{jid}}": LOOK,

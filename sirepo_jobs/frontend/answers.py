@@ -1,0 +1,195 @@
+"""What the API answers, as types: for the OpenAPI document, and for tests that hold the answers to it."""
+
+from datetime import date, datetime
+from typing import Any, NamedTuple
+
+from msgspec import UNSET, Struct, UnsetType
+
+from sirepo_jobs.job import State, Usage
+from sirepo_jobs.reasons import Fault, Reason
+from sirepo_jobs.spec import JobSpec
+from sirepo_jobs.tokens import Role, Scope
+
+
+class Health(Struct, frozen=True):
+    """It lives, or serves."""
+
+    status: str
+
+
+class Submitted(Struct, frozen=True):
+    """One accepted job; it is durable."""
+
+    jid: str
+    serial: int
+    state: State
+
+
+class SubmittedBatch(Struct, frozen=True):
+    """Accepted jobs, in the order of the request."""
+
+    jobs: list[Submitted]
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """A job as it stands."""
+
+    jid: str
+    #: Rises by one with every request to run it again.
+    serial: int
+    attempt: int
+    state: State
+    reason: Reason | None
+    fault: Fault | None
+    retryable: bool | None
+    situation: str
+    exit_code: int | None
+    signal: int | None
+    name: str
+    user: str
+    driver: str
+    queue: str
+    priority: int
+    tags: dict[str, str]
+    run_dir: str | None
+    agent: str | None
+    progress: dict[str, Any] | None
+    usage: Usage | None
+    stdout_bytes: int | None
+    stderr_bytes: int | None
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    version: int
+    spec: JobSpec | UnsetType = UNSET
+    original_jid: str | UnsetType = UNSET
+
+
+class JobPage(Struct, frozen=True):
+    """Jobs, newest first, without their specs; `next_cursor` is null on the last page."""
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One execution that is over."""
+
+    jid: str
+    attempt: int
+    serial: int
+    agent: str | None
+    run_dir: str | None
+    state: State
+    reason: Reason | None
+    situation: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout_bytes: int | None = None
+    stderr_bytes: int | None = None
+    proof: str | None = None
+    usage: Usage | None = None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class AttemptList(Struct, frozen=True):
+    """Executions of a job, in order."""
+
+    attempts: list[Attempt]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to a job; also the `data` of a server-sent event."""
+
+    seq: int
+    jid: str
+    version: int
+    at: datetime
+    kind: str
+    state: State
+    data: dict[str, Any]
+
+
+class EventList(Struct, frozen=True):
+    """What happened to a job, in order."""
+
+    events: list[Event]
+
+
+class Agent(Struct, frozen=True, kw_only=True):
+    """An agent: a claim on a user, a driver and an environment."""
+
+    agent: str
+    user: str
+    driver: str
+    state: str
+    ops: int
+    host: str | None
+    version: str | None
+    trouble: str | None
+
+
+class AgentList(Struct, frozen=True):
+    """Agents that the caller may know of."""
+
+    agents: list[Agent]
+
+
+class Token(Struct, frozen=True, kw_only=True):
+    """A token without its secret."""
+
+    id: str
+    user: str
+    role: Role
+    scopes: list[Scope]
+    name: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    last_used_on: date | None
+    revoked_at: datetime | None
+    valid: bool
+
+
+class TokenMade(Token, frozen=True, kw_only=True):
+    """A new token."""
+
+    #: Shown this once.
+    token: str
+
+
+class TokenList(Struct, frozen=True):
+    """Tokens, the newest first."""
+
+    tokens: list[Token]
+
+
+class Answer(NamedTuple):
+    """What a route answers when all is well."""
+
+    #: One type, or some of which it is one.
+    types: tuple[type[Struct], ...]
+    status: int = 200
+
+
+_JOBS = "/api/v1/jobs"
+#: By method and path; a route that is not here answers with some JSON object, or with bytes.
+ANSWERS: dict[str, Answer] = {
+    "GET /healthz": Answer((Health,)),
+    "GET /readyz": Answer((Health,)),
+    f"POST {_JOBS}": Answer((Submitted, SubmittedBatch), 201),
+    f"GET {_JOBS}": Answer((JobPage,)),
+    f"GET {_JOBS}/{{jid}}": Answer((Job,)),
+    f"GET {_JOBS}/{{jid}}/attempts": Answer((AttemptList,)),
+    f"GET {_JOBS}/{{jid}}/events": Answer((EventList,)),
+    **{
+        f"POST {_JOBS}/{{jid}}/{verb}": Answer((Job,))
+        for verb in ("cancel", "hold", "release", "retry", "suspend", "resume")
+    },
+    "GET /api/v1/agents": Answer((AgentList,)),
+    "POST /api/v1/tokens": Answer((TokenMade,), 201),
+    "GET /api/v1/tokens": Answer((TokenList,)),
+    "DELETE /api/v1/tokens/{token}": Answer((Token,)),
+}
