@@ -104,6 +104,8 @@ class Agent:
         self.gone = asyncio.Event()
         #: When the line was lost, by the loop's clock.
         self.away_since: float | None = None
+        #: When it was told to end.
+        self.draining_since: float | None = None
 
     @property
     def name(self) -> str:
@@ -283,6 +285,7 @@ class AgentPool:
     async def _bring(self, agent: Agent) -> None:
         """Until the agent is there or nobody wants it: launch it if it is gone, else wait for its call."""
         while not self.stopping and (agent.line is None or agent.state is AgentState.DRAINING):
+            self._note_absence(agent)
             if agent.state is AgentState.OFFLINE:
                 if not agent.ops and not self._is_wanted(agent):
                     return
@@ -330,23 +333,46 @@ class AgentPool:
                 _log.warning("half-started agent could not be stopped", agent=agent.name, why=str(exc))
 
     async def _look(self, agent: Agent) -> None:
-        """Away, not known to be gone: ask its driver, then wait a little for its call."""
-        fate = Fate.GONE if agent.handle is None else await agent.driver.look(agent.handle)
-        now = asyncio.get_running_loop().time()
+        """Away or ending: ask its driver, then wait a little for it to call, or to go."""
+        fate = await self._fate(agent)
+        line = agent.line
+        if fate is Fate.GONE and line is None:
+            agent.happen(AgentEvent.GONE)
+            self._wake(agent)
+            return
+        # whatever its driver said: who loops here waits each time
+        change = agent.there if line is None else agent.gone
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECS):
+                await change.wait()
+        if line is not None and line is agent.line:
+            self._press(agent, line, fate)
+
+    async def _fate(self, agent: Agent) -> Fate:
+        if agent.handle is None:
+            return Fate.GONE
+        try:
+            async with asyncio.timeout(agent.driver.launch_secs):
+                return await agent.driver.look(agent.handle)
+        except TimeoutError:
+            return Fate.UNKNOWN
+
+    def _note_absence(self, agent: Agent) -> None:
+        """Whether it is being looked for or cannot be launched: after a while its jobs say so."""
+        now = _now()
         if agent.away_since is None:
             agent.away_since = now
         if agent.line is None and agent.ops and now - agent.away_since > AWAY_SECS:
             self._out_of_reach(agent)
+
+    def _press(self, agent: Agent, line: Line, fate: Fate) -> None:
+        """It was told to end, somebody waits for its successor, and its connection is still open."""
         if fate is Fate.GONE:
-            if agent.line is None:
-                agent.happen(AgentEvent.GONE)
-                self._wake(agent)
-            return
-        # an agent that is ending is waited for to go, any other to come
-        change = agent.there if agent.line is None else agent.gone
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECS):
-                await change.wait()
+            line.hang_up(4410, "its launcher is gone")
+        elif agent.draining_since is not None and _now() - agent.draining_since > STOP_SECS:
+            _log.warning("agent was told to end and did not", agent=agent.name)
+            agent.happen(AgentEvent.STAYED)
+            self._wake(agent)
 
     def save(self, agent: Agent) -> None:
         """Write the agent's row with this turn's unit."""
@@ -361,7 +387,7 @@ class AgentPool:
 
     def sweep(self, idle_secs: float) -> None:
         """Let agents go that were idle for so long; marked first, so that no new op can slip in (SIR-L3)."""
-        now = asyncio.get_running_loop().time()
+        now = _now()
         for agent in self._agents.values():
             if agent.ops or agent.readers or not agent.is_online:
                 agent.idle_since = None
@@ -373,6 +399,7 @@ class AgentPool:
 
     def _drain(self, agent: Agent) -> None:
         agent.happen(AgentEvent.DRAIN_ASKED)
+        agent.draining_since = _now()
         if agent.line is not None:
             agent.line.say(protocol.Stop())
 
@@ -398,3 +425,7 @@ class AgentPool:
             await agent.driver.stop(handle, grace_secs=STOP_SECS)
         except LaunchError as exc:
             _log.warning("agent could not be stopped", agent=agent.name, why=str(exc))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -166,6 +166,8 @@ class AgentEvent(StrEnum):
     CONNECTED = "connected"
     DISCONNECTED = "disconnected"
     DRAIN_ASKED = "drain_asked"
+    #: Asked to end, it did not: it holds something, or the word was lost.
+    STAYED = "stayed"
     #: Its driver has proof.
     GONE = "gone"
 

@@ -447,6 +447,8 @@ AGENT_NEXT: Mapping[tuple[AgentState, AgentEvent], AgentState] = {
     (A.ONLINE, AgentEvent.GONE): A.OFFLINE,
     (A.UNREACHABLE, AgentEvent.CONNECTED): A.ONLINE,
     (A.UNREACHABLE, AgentEvent.GONE): A.OFFLINE,
+    (A.DRAINING, AgentEvent.CONNECTED): A.ONLINE,  # the word was lost with the old connection
+    (A.DRAINING, AgentEvent.STAYED): A.ONLINE,
     (A.DRAINING, AgentEvent.DISCONNECTED): A.UNREACHABLE,
     (A.DRAINING, AgentEvent.GONE): A.OFFLINE,
 }

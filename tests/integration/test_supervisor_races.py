@@ -3,9 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from sirepo_jobs import protocol as p
+from sirepo_jobs.driver import Fate
 from sirepo_jobs.events import HoldAsked
 from sirepo_jobs.job import State
+from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import Resources
 from sirepo_jobs.spec import JobSpec
 from tests.integration.test_supervisor import House, house_of
@@ -108,3 +112,94 @@ async def test_a_job_that_leaves_the_queue_lets_the_others_try(tmp_path: Path) -
         for jid in (first, small):
             agent.exits(jid)
             await house.over(jid)
+
+
+# -- agents that do not go, or do not come
+
+
+async def ending(house: House) -> ScriptedAgent:
+    """An agent that was idle and is told to end."""
+    jid, agent = await with_one_running(house)
+    agent.exits(jid)
+    await house.over(jid)
+    house.supervisor.agents.sweep(0.0)
+    house.supervisor.agents.sweep(0.0)
+    assert agent.heard(p.Stop)
+    return agent
+
+
+async def test_the_word_to_end_is_lost_with_its_connection(tmp_path: Path) -> None:
+    """The agent calls again before we notice that the old line is dead: it is there, and gets work."""
+    async with house_of(tmp_path) as house:
+        agent = await ending(house)
+        agent.connect(house.talk)
+        (jid,) = await house.submit()
+        await agent.until(lambda: jid in agent.runs)
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_an_agent_that_does_not_end_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses while it holds what we know nothing of; who waits for its successor waited for ever."""
+    monkeypatch.setattr("sirepo_jobs.agent_pool.LOOK_SECS", 0.01)
+    monkeypatch.setattr("sirepo_jobs.agent_pool.STOP_SECS", 0.02)
+    async with house_of(tmp_path) as house:
+        agent = await ending(house)
+        (jid,) = await house.submit()
+        await agent.until(lambda: jid in agent.runs)
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_an_agent_is_gone_and_its_connection_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever brings its successor must not loop without a pause: nobody would read the line's end."""
+    monkeypatch.setattr("sirepo_jobs.agent_pool.LOOK_SECS", 0.01)
+    async with house_of(tmp_path) as house:
+        agent = await ending(house)
+        house.driver.fate = Fate.GONE
+        (jid,) = await house.submit()
+        await agent.until(lambda: jid in agent.runs)
+        assert len(house.driver.launched) == 2
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_an_agent_that_is_gone_and_cannot_be_launched_makes_its_jobs_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were shown as running, without a reason, for as long as no launch succeeded."""
+    monkeypatch.setattr("sirepo_jobs.agent_pool.LAUNCH_PAUSES_SECS", (0.01,))
+    monkeypatch.setattr("sirepo_jobs.agent_pool.AWAY_SECS", 0.05)
+    driver = ScriptedDriver("ok", "fail")
+    async with house_of(tmp_path, driver) as house:
+        jid, agent = await with_one_running(house)
+        driver.fate = Fate.GONE
+        agent.cut()
+        job = await house.until(jid, lambda job: job.record.state is State.LOST)
+        assert job.record.reason is Reason.AGENT_UNREACHABLE
+        driver.script = ["ok"]
+        await house.until(jid, lambda job: job.record.state is State.RUNNING)
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_a_driver_that_does_not_answer_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sirepo_jobs.agent_pool.LOOK_SECS", 0.01)
+    driver = ScriptedDriver()
+    driver.launch_secs = 0.1
+    async with house_of(tmp_path, driver) as house:
+        jid, agent = await with_one_running(house)
+        look, driver.look = driver.look, lambda _handle: asyncio.Event().wait()  # type: ignore[method-assign]
+        agent.cut()
+        await asyncio.sleep(0)
+        driver.look, driver.fate = look, Fate.GONE  # type: ignore[method-assign]
+        await house.agent()
+        assert len(driver.launched) == 2
+        agent.exits(jid)
+        await house.over(jid)
