@@ -90,7 +90,8 @@ class JobTable:
         self._queued: OrderedDict[str, None] = OrderedDict()
         #: Next to be run: they stay until others are.
         self._next: set[str] = set()
-        self._loads: dict[str, asyncio.Future[None]] = {}
+        #: Reads under way; their result says whether the store has answered.
+        self._loads: dict[str, asyncio.Future[bool]] = {}
         #: Requests that wait for a job to be read.
         self._wanted: Counter[str] = Counter()
 
@@ -121,10 +122,10 @@ class JobTable:
         try:
             while (job := self._jobs.get(jid)) is None:
                 loading = self._loads.get(jid)
-                if loading is not None:
-                    await asyncio.shield(loading)
-                else:
+                if loading is None:
                     await self.load_many([jid])
+                elif not await asyncio.shield(loading):
+                    continue  # somebody else's read failed: that says nothing about the job
                 if jid not in self._jobs and jid not in self._loads:
                     break
             if job is not None:
@@ -146,27 +147,29 @@ class JobTable:
         for jid in before - self._next:
             if (job := self._jobs.get(jid)) is not None:
                 self.release(job)
-        await self.load_many(self._next)
-        unknown = {jid for jid in self._next if jid not in self._jobs and jid not in self._loads}
+        unknown = await self.load_many(self._next)
         self._next -= unknown
         return unknown
 
-    async def load_many(self, jids: Iterable[str]) -> None:
-        """Bring these jobs into memory; unknown ones are passed over."""
+    async def load_many(self, jids: Iterable[str]) -> set[str]:
+        """Bring these jobs into memory; returns those that were asked for and do not exist."""
         wanted = [jid for jid in jids if jid not in self._jobs and jid not in self._loads]
         if not wanted:
-            return
+            return set()
         done = asyncio.get_running_loop().create_future()
         self._loads.update(dict.fromkeys(wanted, done))
+        answered = False
         try:
             rows = await self._store.jobs(wanted)
             for row in rows:
                 if row.record.jid not in self._jobs:
                     self.add(ComputeJob(row.record, row.fixed, _decode_spec(row.fixed.spec)))
+            answered = True
+            return set(wanted).difference(row.record.jid for row in rows)
         finally:
             for jid in wanted:
                 self._loads.pop(jid, None)
-            done.set_result(None)
+            done.set_result(answered)
 
     def release(self, job: ComputeJob) -> None:
         """Look whether the job may leave memory when there are too many.

@@ -2,17 +2,19 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sirepo_jobs import protocol as p
 from sirepo_jobs.driver import Fate
+from sirepo_jobs.errors import Unavailable
 from sirepo_jobs.events import HoldAsked
 from sirepo_jobs.job import State
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import Resources
 from sirepo_jobs.spec import JobSpec
-from tests.integration.test_supervisor import House, house_of
+from tests.integration.test_supervisor import TRUE, House, house_of
 from tests.scripted import ScriptedAgent, ScriptedDriver
 
 TWO = JobSpec(command=["true"], resources=Resources(cpus=2))
@@ -203,3 +205,49 @@ async def test_a_driver_that_does_not_answer_is_asked_again(
         assert len(driver.launched) == 2
         agent.exits(jid)
         await house.over(jid)
+
+
+# -- the store does not answer
+
+
+async def test_a_read_that_fails_says_nothing_about_the_job(tmp_path: Path) -> None:
+    """I1: who had waited for somebody else's read was told that there is no such job."""
+    async with house_of(tmp_path, ScriptedDriver("silent"), job_cache=4) as house:
+        jid = (await house.submit(*[TRUE] * 50))[-1]
+        assert house.supervisor.jobs.get(jid) is None
+        read, go = house.store.jobs, asyncio.Event()
+
+        async def fail(_jids: Any) -> Any:
+            await go.wait()
+            house.store.jobs = read  # type: ignore[method-assign]
+            raise Unavailable("the disk is slow")
+
+        house.store.jobs = fail  # type: ignore[method-assign]
+        asking = [asyncio.create_task(house.job(jid)) for _ in range(3)]
+        await asyncio.sleep(0)
+        go.set()
+        first, *others = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(first, Unavailable)
+        assert [job.jid for job in others if not isinstance(job, BaseException)] == [jid, jid]
+
+
+async def test_a_read_that_fails_takes_no_job_out_of_the_queue(tmp_path: Path) -> None:
+    """Read ahead while somebody else's read of it was under way, and failed."""
+    async with house_of(tmp_path, ScriptedDriver("silent"), job_cache=4) as house:
+        jid = (await house.submit(*[TRUE] * 50))[-1]
+        read, go = house.store.jobs, asyncio.Event()
+
+        async def fail(_jids: Any) -> Any:
+            await go.wait()
+            raise Unavailable("the disk is slow")
+
+        house.store.jobs = fail  # type: ignore[method-assign]
+        asking = asyncio.create_task(house.job(jid))
+        await asyncio.sleep(0)
+        house.store.jobs = read  # type: ignore[method-assign]
+        ahead = asyncio.create_task(house.supervisor.jobs.load_next([jid, "nobody"]))
+        await asyncio.sleep(0)
+        go.set()
+        with pytest.raises(Unavailable):
+            await asking
+        assert await ahead == {"nobody"}
