@@ -16,6 +16,7 @@ from .compute_job import ComputeJob
 from .errors import RemoteError
 from .job import HELD_BY_AGENT, State
 from .lifecycle import Illegal
+from .op import Op
 from .reasons import Reason
 from .supervisor import Supervisor, unheard
 
@@ -145,6 +146,8 @@ class AgentTalk:
 
     def _started(self, agent: Agent, message: protocol.Started) -> None:
         if job := self._job(agent, message):
+            if job.op is not None and message.attempt == job.record.attempt:
+                self._supervisor.ops.own(job.op)  # it runs: its slots are taken, whoever gave them
             self._supervisor.tell(
                 job,
                 events.Started(
@@ -162,8 +165,7 @@ class AgentTalk:
         if message.started_at is not None:
             agent.took((message.at - message.started_at) / 1e6)
         if message.successor and job.op is not None:
-            heir = self._supervisor.jobs.get(message.successor.rpartition("/")[0])
-            job.op.heir = heir.op if heir is not None else None
+            job.op.heir = self._heir(agent, message.successor)
         self._supervisor.tell(
             job,
             events.Exited(
@@ -182,6 +184,14 @@ class AgentTalk:
                 usage=message.usage,
             ),
         )
+
+    def _heir(self, agent: Agent, successor: str) -> Op | None:
+        """The op of "jid/attempt", if it is this agent's own: slots are not given away to others (I26)."""
+        jid, _, attempt = successor.rpartition("/")
+        job = self._supervisor.jobs.get(jid)
+        if job is None or job.record.agent != agent.name or attempt != str(job.record.attempt):
+            return None
+        return job.op
 
     def _suspended(self, agent: Agent, message: protocol.Suspended) -> None:
         if job := self._job(agent, message):

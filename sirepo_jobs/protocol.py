@@ -14,7 +14,7 @@ binary message: a fixed header and bytes of a job's output. Rules (SYS-12, C6, C
 """
 
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +32,9 @@ FRAME_TARGET_BYTES: Final = 256 << 10
 CHUNK_BYTES: Final = 128 << 10
 #: Bytes of output that may be under way on one reading before the reader confirms some.
 WINDOW_BYTES: Final = 1 << 20
+#: An instant, a pid, a status: what every store and every clock can hold. A message with one beyond it is
+#: none. Sizes and times of files are the jobs' to choose, so they are not bounded and never computed with.
+Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -179,7 +182,7 @@ class Held(Attempt, frozen=True, kw_only=True, omit_defaults=True):
 
     #: standby | starting | running | suspended | ended (its record follows)
     state: str
-    started_at: int | None = None
+    started_at: Whole | None = None
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
@@ -189,33 +192,33 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     #: Software version of the agent, for people.
     version: str
     host: str
-    pid: int
+    pid: Whole
     #: Of the host: a changed one proves that every process of before is gone (F026).
     boot_id: str
     #: Of the agent's state directory: a changed one proves that its records are gone (F025).
     install: str
     #: Last `seq` that the launcher's journal has given out.
-    last_seq: int
+    last_seq: Whole
     inventory: list[Held]
 
 
 class Started(Attempt, frozen=True, kw_only=True, tag_field="op", tag="started"):
     """The attempt's process exists."""
 
-    seq: int
-    at: int
-    pid: int
+    seq: Whole
+    at: Whole
+    pid: Whole
 
 
 class Exited(Attempt, frozen=True, kw_only=True, tag_field="op", tag="exited", omit_defaults=True):
     """The attempt is over and nothing of it is left. Carries the proof (I9, I10)."""
 
-    seq: int
-    at: int
-    started_at: int | None = None
+    seq: Whole
+    at: Whole
+    started_at: Whole | None = None
     #: One of the two, from the kernel's wait status; neither when nothing proves it.
-    exit_code: int | None = None
-    signal: int | None = None
+    exit_code: Whole | None = None
+    signal: Whole | None = None
     #: Why, where it is more than the exit status: TIME_LIMIT, COMMAND_NOT_FOUND, ...
     reason: Reason | None = None
     message: str = ""
@@ -235,15 +238,15 @@ class Exited(Attempt, frozen=True, kw_only=True, tag_field="op", tag="exited", o
 class Suspended(Attempt, frozen=True, kw_only=True, tag_field="op", tag="suspended"):
     """The attempt's processes were stopped, or continued when `on` is false."""
 
-    seq: int
-    at: int
+    seq: Whole
+    at: Whole
     on: bool
 
 
 class Progress(Attempt, frozen=True, kw_only=True, tag_field="op", tag="progress"):
     """The newest line of JSON that the attempt wrote about itself."""
 
-    at: int
+    at: Whole
     data: dict[str, Any]
 
 
@@ -293,8 +296,8 @@ class FileList(Struct, frozen=True, kw_only=True, tag_field="op", tag="file_list
 class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="op", tag="heartbeat"):
     """I am alive; `held` attempts are with me."""
 
-    at: int
-    held: int
+    at: Whole
+    held: Whole
 
 
 class Unsupported(Struct, frozen=True, kw_only=True, tag_field="op", tag="unsupported"):

@@ -1,6 +1,7 @@
 """What can come between: races, lost words, broken parts; each as the story that showed it (C1, C4, I8)."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,52 @@ async def test_a_read_that_fails_takes_no_job_out_of_the_queue(tmp_path: Path) -
         with pytest.raises(Unavailable):
             await asking
         assert await ahead == {"nobody"}
+
+
+# -- agents that say what is not theirs to say
+
+
+async def test_an_agent_cannot_give_its_slots_to_somebody_elses_job(tmp_path: Path) -> None:
+    """I26: the job counted as one that runs, got no grant, and never ran."""
+    async with house_of(tmp_path) as house:
+        of_ann, ann = await with_one_running(house)
+        of_bob = await house.submit(*[TRUE] * 3, user="bob")
+        bob = await house.agent("local-bob")
+        await bob.until(lambda: any(run.standby for run in bob.heard(p.Run)))
+        (waits, *_) = [run.jid for run in bob.heard(p.Run) if run.standby]
+        ann.exits(of_ann, successor=f"{waits}/1")
+        await house.over(of_ann)
+        await bob.until(lambda: [grant.jid for grant in bob.heard(p.Grant)] == [waits])
+        for jid in of_bob:
+            await bob.until(lambda jid=jid: jid in bob.runs)
+            bob.exits(jid)
+            await house.over(jid)
+
+
+async def test_a_standby_job_that_runs_has_its_slots_booked_whoever_started_it(tmp_path: Path) -> None:
+    async with house_of(tmp_path, ScriptedDriver(cpus=1)) as house:
+        first, agent = await with_one_running(house)
+        (second,) = await house.submit()
+        await agent.until(lambda: second in agent.runs)
+        assert agent.runs[second].standby
+        agent.starts(second)
+        assert house.supervisor.agents.pools["local"].free.cpus == -1
+        for jid in (first, second):
+            agent.exits(jid)
+            await house.over(jid)
+        assert house.supervisor.agents.pools["local"].free.cpus == 1
+
+
+@pytest.mark.parametrize("at", [-1, 1 << 53, 1 << 63, 1 << 70])
+async def test_a_number_that_no_store_can_hold_ends_no_supervisor(tmp_path: Path, at: int) -> None:
+    """It failed the store, so the supervisor ended; and again at its next start, when it was repeated."""
+    async with house_of(tmp_path) as house:
+        jid, agent = await with_one_running(house)
+        exited = {"op": "exited", "jid": jid, "serial": 1, "attempt": 1, "seq": 2, "exit_code": 0, "at": at}
+        said = p.decode_from_agent(json.dumps({"agent": "local-ann", "msgs": [exited]})).msgs
+        assert isinstance(said[0], p.Unknown)
+        assert agent.line is not None
+        agent.line.hear(*said)
+        await house.supervisor.commits.durable()
+        agent.exits(jid)
+        await house.over(jid)
