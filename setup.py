@@ -44,6 +44,7 @@ setup(
             "pytest-xdist",
             "ruff>=0.17",
             "schemathesis>=4.32",
+            "trustme",
         ],
     },
     packages=[

@@ -29,7 +29,7 @@ PREFIX = "SIREPO_JOBS_"
 #: Names under our prefix that are no settings: what a job gets, and what clients look at.
 NOT_SETTINGS = frozenset(
     {"JID", "SERIAL", "ATTEMPT", "RUN_DIR", "CPUS", "PROGRESS", "MARK"}
-    | {"URL", "TOKEN_FILE", "TOKEN", "OUTPUT", "CONFIG"}
+    | {"URL", "CA_FILE", "TOKEN_FILE", "TOKEN", "OUTPUT", "CONFIG"}
 )
 
 
@@ -49,6 +49,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_window: int
     max_body_bytes: int
     proxy_secret_file: Path | None
+    tls_cert_file: Path | None
+    tls_key_file: Path | None
+    insecure_i_know: bool
     log_level: str
     log_format: str
 
@@ -138,16 +141,36 @@ def _text(value: Any) -> str:
     return value
 
 
-def _loopback(value: Any) -> str:
-    # SECURITY: S3. Other addresses become possible together with TLS.
+def _address(value: Any) -> str:
     try:
-        if value == "localhost" or ipaddress.ip_address(str(value)).is_loopback:
-            return str(value)
+        return "localhost" if value == "localhost" else str(ipaddress.ip_address(str(value)))
     except ValueError:
-        pass
-    raise BadInput(
-        f"{value!r} is not a loopback address; put a TLS proxy before the front end to serve others"
-    )
+        raise BadInput(f"{value!r} is not an address; write one like 127.0.0.1, ::1 or 0.0.0.0") from None
+
+
+def _flag(value: Any) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise BadInput(f"{value!r} is neither true nor false")
+    return found
+
+
+def _check_door(settings: Settings, sources: Mapping[str, str]) -> None:
+    """SECURITY: S3. Tokens never travel in the clear unless somebody says that they may."""
+    if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
+        raise BadInput(
+            "tls_cert_file and tls_key_file belong together: set both, or none", code="bad_setting"
+        )
+    loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    if not (loopback or settings.tls_cert_file or settings.insecure_i_know):
+        raise BadInput(
+            f"setting host ({sources['host']}): {settings.host!r} is not a loopback address, and tokens would"
+            " travel in the clear; set tls_cert_file and tls_key_file, or put a TLS proxy before it"
+            " on this machine (or say --insecure-i-know)",
+            code="bad_setting",
+            pointer="/host",
+        )
 
 
 def _path(value: Any) -> Path:
@@ -166,7 +189,7 @@ def _own_cpus(_: Mapping[str, str]) -> int:
 
 SETTINGS: dict[str, Setting] = {
     "root": Setting(_path, default_root, "directory of the store, the run dirs and the token"),
-    "host": Setting(_loopback, "127.0.0.1", "address on which the front end listens"),
+    "host": Setting(_address, "127.0.0.1", "address on which the front end listens"),
     "port": Setting(_integer(0, 65535), 8421, "port of the front end; 0 picks a free one"),
     "database_url": Setting(
         _text, lambda _: "", "the store; default sqlite in the root, or postgresql+psycopg://...", secret=True
@@ -184,6 +207,9 @@ SETTINGS: dict[str, Setting] = {
     "proxy_secret_file": Setting(
         _file, None, "file with the secret of a proxy that does the login; default: there is none"
     ),
+    "tls_cert_file": Setting(_file, None, "certificate chain of the front end, PEM; default: no TLS"),
+    "tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "insecure_i_know": Setting(_flag, False, "serve other machines without TLS"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
     "log_format": Setting(
         _one_of("auto", "json", "console"), "auto", "auto: for people on a terminal, else JSON"
@@ -221,7 +247,9 @@ def load(
             sources[name] = "default"
     if not values["database_url"]:
         values["database_url"] = f"sqlite:///{values['root']}/jobs.db"
-    return Loaded(Settings(**values), sources)
+    settings = Settings(**values)
+    _check_door(settings, sources)
+    return Loaded(settings, sources)
 
 
 def _parsed(name: str, value: object, source: str) -> Any:

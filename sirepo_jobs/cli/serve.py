@@ -17,7 +17,10 @@ _PR_SET_PDEATHSIG = 1
 
 _OPTIONS = (
     click.option("--port", type=int, help="Port of the front end; 0 picks one."),
-    click.option("--host", help="Loopback address of the front end."),
+    click.option("--host", help="Address of the front end; 127.0.0.1 by default."),
+    click.option("--tls-cert-file", metavar="FILE", help="Certificate chain of the front end."),
+    click.option("--tls-key-file", metavar="FILE", help="Its private key."),
+    click.option("--insecure-i-know", is_flag=True, default=None, help="Serve other machines without TLS."),
     click.option("--cpus", "local_cpus", type=int, help="Cpus that the local driver gives to jobs."),
     click.option("--drivers", help="Drivers to offer: local,docker."),
     click.option(
@@ -65,7 +68,13 @@ def frontend_command(here: Surroundings, /, under: int | None, **flags: Any) -> 
     from sirepo_jobs.frontend.server import run_frontend
 
     return run_frontend(
-        settings.root, settings.host, settings.port, settings.max_body_bytes, settings.proxy_secret_file
+        settings.root,
+        settings.host,
+        settings.port,
+        settings.max_body_bytes,
+        proxy_secret_file=settings.proxy_secret_file,
+        tls_cert_file=settings.tls_cert_file,
+        tls_key_file=settings.tls_key_file,
     )
 
 

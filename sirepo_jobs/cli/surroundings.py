@@ -48,7 +48,11 @@ class Surroundings:
         url = self.url or (None if self.root else os.environ.get("SIREPO_JOBS_URL"))
         root = self.root or str(self.settings().settings.root)
         return Client.from_environment(
-            root, url=url or None, token_file=self.token_file, patience_secs=patience_secs
+            root,
+            url=url or None,
+            token_file=self.token_file,
+            patience_secs=patience_secs,
+            ca_certs=os.environ.get("SIREPO_JOBS_CA_FILE") or None,
         )
 
     def root_path(self) -> Path:

@@ -48,7 +48,7 @@ def _arguments(here: Surroundings, flags: dict[str, Any]) -> list[str]:
     """What the children must be told that they do not find in the environment or in files."""
     names = {"local_cpus": "cpus", "agent_idle_secs": "agent-idle", "heartbeat_secs": "heartbeat"}
     words = [
-        f"--{names.get(name, name.replace('_', '-'))}={value}"
+        f"--{names.get(name, name.replace('_', '-'))}" + ("" if value is True else f"={value}")
         for name, value in flags.items()
         if value is not None and name != "port"
     ]

@@ -69,6 +69,9 @@ _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 
+#: Behind TLS only: browsers never come back in the clear.
+_HSTS = {"Strict-Transport-Security": "max-age=31536000"}
+
 
 class _Batch(msgspec.Struct):
     jobs: list[JobSpec]
@@ -396,7 +399,13 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _dress(self, headers: Mapping[str, str]) -> httputil.HTTPHeaders:
         return httputil.HTTPHeaders(
-            {**headers, **_SECURITY, "X-Request-Id": self._id, "Date": _date(int(time.time()))}
+            {
+                **headers,
+                **_SECURITY,
+                **(_HSTS if self._frontend.tls else {}),
+                "X-Request-Id": self._id,
+                "Date": _date(int(time.time())),
+            }
         )
 
     def _send_held(self, chunk: bytes) -> None:

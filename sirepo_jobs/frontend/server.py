@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import ssl
 from pathlib import Path
 
 from tornado.http1connection import HTTP1Connection
@@ -34,9 +35,17 @@ log = logging.getLogger(__name__)
 class Frontend(HTTPServerConnectionDelegate):
     """Everything the exchanges share."""
 
-    def __init__(self, upstream: Upstream, tokens: auth.Tokens, audit: AuditLog, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        tokens: auth.Tokens,
+        audit: AuditLog,
+        max_body_bytes: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.upstream = upstream
         self.audit = audit
+        self.tls = tls
         self.tokens = tokens
         self.max_body_bytes = max_body_bytes
         self.table = Table()
@@ -46,6 +55,7 @@ class Frontend(HTTPServerConnectionDelegate):
         self._quiet = asyncio.Event()
         self._server = HTTPServer(
             self,
+            ssl_options=tls,
             max_header_size=limits.MAX_READ_HEADER_BYTES,
             max_body_size=max_body_bytes,
             idle_connection_timeout=limits.IDLE_SECS,
@@ -65,7 +75,7 @@ class Frontend(HTTPServerConnectionDelegate):
         self._server.add_sockets(sockets)
         self.feed.start()
         shown = f"[{host}]" if ":" in host else host
-        return f"http://{shown}:{sockets[0].getsockname()[1]}"
+        return f"{'https' if self.tls else 'http'}://{shown}:{sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """Take no more, let short requests end, break off long ones; safe to repeat."""
@@ -114,22 +124,35 @@ class Frontend(HTTPServerConnectionDelegate):
 
 
 def run_frontend(
-    root: Path, host: str, port: int, max_body_bytes: int, proxy_secret_file: Path | None = None
+    root: Path,
+    host: str,
+    port: int,
+    max_body_bytes: int,
+    *,
+    proxy_secret_file: Path | None = None,
+    tls_cert_file: Path | None = None,
+    tls_key_file: Path | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Says `listening on URL` when it is ready."""
     rootdir.prepare(root)
+    tls = tls_context(tls_cert_file, tls_key_file) if tls_cert_file else None
     _more_descriptors()
     pid_file = rootdir.PidFile(root / rootdir.FRONTEND_PID)
     pid_file.hold()
     try:
-        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file))
+        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file, tls))
     finally:
         pid_file.release()
     return 0
 
 
 async def _serve(
-    root: Path, host: str, port: int, max_body_bytes: int, proxy_secret_file: Path | None
+    root: Path,
+    host: str,
+    port: int,
+    max_body_bytes: int,
+    proxy_secret_file: Path | None,
+    tls: ssl.SSLContext | None,
 ) -> None:
     proxy = None
     if proxy_secret_file is not None:
@@ -140,7 +163,7 @@ async def _serve(
     token = rootdir.ensure_token(root)
     logs.hide(token)
     tokens.add(token, auth.starter())
-    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes)
+    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes, tls)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,6 +177,21 @@ async def _serve(
         log.info("ending", extra={"requests": len(frontend.exchanges)})
     finally:
         await frontend.stop()
+
+
+def tls_context(cert: Path, key: Path | None) -> ssl.SSLContext:
+    """TLS 1.2 or later with this certificate (S47). Raises `BadInput` for files that cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as exc:  # also what OpenSSL says of their content
+        why = exc.strerror if isinstance(exc, FileNotFoundError | PermissionError) else None
+        raise BadInput(
+            f"TLS certificate {cert} and key {key} cannot be used: {why or 'not PEM, locked, or not a pair'}",
+            code="bad_setting",
+        ) from None
+    return context
 
 
 def _more_descriptors() -> None:
