@@ -130,6 +130,13 @@ class Progressed(AttemptEvent, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class Changed(Event, frozen=True, kw_only=True):
+    """Somebody wants something another way: `changes` as in `spec.Changes`."""
+
+    by: str
+    changes: dict[str, Any]
+
+
 class RetryAsked(Event, frozen=True, kw_only=True):
     """Somebody wants the job to run again: a new run of the same jid."""
 
@@ -142,7 +149,7 @@ class Purged(Event, frozen=True, kw_only=True):
 
 EVENTS: tuple[type[Event], ...] = (
     Released, Deduped, Assigned, NotStarted, Started, Exited, CancelAsked, HoldAsked, PreemptAsked, Suspended,
-    Resumed, AgentLost, AgentBack, DeathProven, Progressed, RetryAsked, Purged,
+    Resumed, AgentLost, AgentBack, DeathProven, Progressed, Changed, RetryAsked, Purged,
 )  # fmt: skip
 
 
@@ -180,6 +187,10 @@ class Dequeue(Struct, frozen=True):
     """It left the queue by another way than `Assigned`."""
 
 
+class Requeue(Struct, frozen=True):
+    """Its place in the queue is another one now, or will be when it comes there."""
+
+
 class StopAttempt(Struct, frozen=True):
     """Tell the agent to end the current attempt."""
 
@@ -200,4 +211,4 @@ class Note(Struct, frozen=True):
     text: str
 
 
-Effect = Enqueue | Dequeue | StopAttempt | EndAttempt | Ended | Note
+Effect = Enqueue | Dequeue | Requeue | StopAttempt | EndAttempt | Ended | Note

@@ -24,6 +24,7 @@ from .events import (
     AgentState,
     Assigned,
     CancelAsked,
+    Changed,
     DeathProven,
     Deduped,
     Dequeue,
@@ -40,6 +41,7 @@ from .events import (
     Progressed,
     Purged,
     Released,
+    Requeue,
     Resumed,
     RetryAsked,
     Started,
@@ -121,6 +123,8 @@ def _rows() -> dict[tuple[State, type[Event]], tuple[State, ...]]:
     for state in FINAL:
         # asked too late: the answer is the state as it is (SIR-23, SYS-C7)
         table[state, CancelAsked] = _SAME
+    for state in State:
+        table[state, Changed] = _SAME
     return table
 
 
@@ -372,6 +376,15 @@ def _retry_asked(job: JobRecord, event: RetryAsked, spec: JobSpec) -> Decision:
     return new, (Enqueue(),)
 
 
+def _changed(job: JobRecord, event: Changed, spec: JobSpec) -> Decision:
+    if job.state in HELD_BY_AGENT and "limits" in event.changes:
+        raise Illegal(
+            f"the limits of job {job.jid} cannot be changed while it is {job.state}: its agent has them"
+        )
+    moved = "priority" in event.changes and job.state not in HELD_BY_AGENT
+    return replace(job), (Requeue(),) if moved else ()
+
+
 def _purged(job: JobRecord, event: Purged, spec: JobSpec) -> Decision:
     if job.state is S.PURGED:
         return job, ()
@@ -425,6 +438,7 @@ _DECIDE: dict[type[Event], Any] = {
     AgentBack: _agent_back,
     DeathProven: _death_proven,
     Progressed: _progressed,
+    Changed: _changed,
     RetryAsked: _retry_asked,
     Purged: _purged,
 }

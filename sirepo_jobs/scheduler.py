@@ -174,6 +174,20 @@ class Scheduler:
             lane.forget(jid)
             self._drop_if_empty(user, lane)
 
+    def bury(self, entries: list[Entry]) -> None:
+        """Forget entries that were removed, wherever they stood: they would come alive when they are
+        queued again, at their old place. All in one pass, since there may be many.
+        """
+        dead: dict[tuple[str, Shape], set[str]] = {}
+        for entry in entries:
+            dead.setdefault((entry.user, entry.shape), set()).add(entry.jid)
+        for (user, shape), jids in dead.items():
+            if (lane := self._lanes.get(user)) and (heap := lane.heaps.get(shape)):
+                lane.size -= len(heap)
+                heap[:] = [entry for entry in heap if entry.jid not in jids]
+                lane.size += len(heap)
+                heapq.heapify(heap)
+
     def charge(self, user: str, cpus: int) -> None:
         """Count cpus that a user began (or with a negative number ended) to use: the measure of turns."""
         lane = self._lanes.setdefault(user, _Lane())

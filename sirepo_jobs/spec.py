@@ -149,6 +149,103 @@ def parse_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     return [parse_spec(item, f"/jobs/{i}") for i, item in enumerate(raw["jobs"])], True
 
 
+class Changes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is to be another way about a job: what is left out stays, null takes away (RFC 7396)."""
+
+    jid: str = ""
+    name: str | None = None
+    priority: int | None = None
+    tags: dict[str, str | None] = {}
+    limits: dict[str, float | None] = {}
+
+    @property
+    def what(self) -> list[str]:
+        """The fields that are spoken of."""
+        said = {"name": self.name is not None, "priority": self.priority is not None}
+        said |= {"tags": bool(self.tags), "limits": bool(self.limits)}
+        return [name for name, is_said in said.items() if is_said]
+
+
+MAX_CHANGES = 1000
+
+
+def parse_change(body: bytes) -> Changes:
+    """A `PATCH /jobs/{jid}` body. Raises `BadInput`."""
+    raw = _json(body)
+    if isinstance(raw, dict) and "jid" in raw:
+        raise BadInput("the jid stands in the path; leave it out here", pointer="/jid")
+    return _change(raw, "")
+
+
+def parse_changes(body: bytes) -> list[Changes]:
+    """A `PATCH /jobs` body: a list of changes, or `{"updates": [...]}`, where `_id` may stand for `jid`."""
+    raw = _json(body)
+    pointer = ""
+    if isinstance(raw, dict) and list(raw) == ["updates"]:
+        raw, pointer = raw["updates"], "/updates"
+    if not isinstance(raw, list):
+        raise BadInput('send a list: [{"jid": "...", "priority": 7}, ...]', pointer=pointer)
+    if not 0 < len(raw) <= MAX_CHANGES:
+        raise TooLarge(
+            f"there are {len(raw)} changes; send 1 to {MAX_CHANGES} in one request", pointer=pointer
+        )
+    changes = []
+    for place, item in enumerate(raw):
+        if isinstance(item, dict) and "_id" in item and "jid" not in item:
+            item = {"jid": item["_id"], **{k: v for k, v in item.items() if k != "_id"}}
+        change = _change(item, f"{pointer}/{place}")
+        if not _JID.fullmatch(change.jid):
+            raise BadInput("each change names its job: jid", pointer=f"{pointer}/{place}/jid")
+        changes.append(change)
+    if len({change.jid for change in changes}) < len(changes):
+        raise BadInput("the same jid stands twice", pointer=pointer)
+    return changes
+
+
+def _change(raw: object, pointer: str) -> Changes:
+    if not isinstance(raw, dict):
+        raise BadInput(f"a change is a JSON object, not {_kind(raw)}", pointer=pointer)
+    _check_keys(raw, Changes, pointer)
+    words = dict(raw)
+    _check_part(words.get("limits"), Limits, f"{pointer}/limits")
+    if isinstance(limits := words.get("limits"), dict):
+        # null takes a limit away, so it is kept
+        gone = {name: None for name, value in limits.items() if value is None}
+        words["limits"] = _units(limits, ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits") | gone
+    try:
+        changes = msgspec.convert({k: v for k, v in words.items() if v is not None}, Changes)
+    except msgspec.ValidationError as exc:
+        message, place = _explain(str(exc), pointer)
+        raise BadInput(message, pointer=place) from None
+    if not changes.what:
+        raise BadInput("nothing is to be changed; name, priority, tags and limits can be", pointer=pointer)
+    alone = msgspec.structs.replace(changes, limits={})
+    changed(JobSpec(command=["true"]), alone, pointer)  # what is wrong in itself is refused at once
+    return changes
+
+
+def changed(spec: JobSpec, changes: Changes, pointer: str = "") -> JobSpec:
+    """The spec with the changes in it. Raises `BadInput` when it could not have been accepted so."""
+    limits = msgspec.to_builtins(spec.limits) | changes.limits
+    tags = spec.tags | changes.tags
+    new = msgspec.structs.replace(
+        spec,
+        name=spec.name if changes.name is None else changes.name,
+        priority=spec.priority if changes.priority is None else changes.priority,
+        tags={name: value for name, value in tags.items() if value is not None},
+        limits=msgspec.convert({name: secs for name, secs in limits.items() if secs is not None}, Limits),
+    )
+    _check(new, pointer)
+    return new
+
+
+def _json(body: bytes) -> object:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadInput(f"the body is not JSON: {exc}", code="bad_json") from None
+
+
 def _check_part(value: object, struct: type[Struct], pointer: str) -> None:
     if isinstance(value, dict):
         _check_keys(value, struct, pointer)
@@ -169,7 +266,7 @@ def _check_keys(raw: Mapping[Any, Any], struct: type[Struct], pointer: str) -> N
             )
 
 
-def _units(raw: object, fields: tuple[str, ...], parse: Any, pointer: str) -> object:
+def _units(raw: Any, fields: tuple[str, ...], parse: Any, pointer: str) -> Any:
     if not isinstance(raw, dict):
         return raw
     words = dict(raw)

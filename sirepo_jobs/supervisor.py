@@ -22,6 +22,7 @@ from .driver import Environment
 from .event_hub import EventHub
 from .events import (
     Assigned,
+    Changed,
     Dequeue,
     Effect,
     EndAttempt,
@@ -31,15 +32,16 @@ from .events import (
     Note,
     NotStarted,
     Progressed,
+    Requeue,
     StopAttempt,
 )  # fmt: skip
 from .job import AttemptRecord, State
-from .lifecycle import step
+from .lifecycle import Illegal, step
 from .op import Kind, Need, Op, OpLoop
 from .output import Readings
 from .reasons import Reason
 from .scheduler import Entry, No, Scheduler, Shape
-from .spec import JobSpec
+from .spec import Changes, JobSpec, changed
 from .store import Store
 from .store.unit import EventRow, Unit
 from .tasks import Tasks
@@ -103,6 +105,8 @@ class Supervisor:
         self._op_id = 0
         self._changes: _Changes | None = None
         self._dispatching = False
+        #: Whose place in the queue is another one; they are moved together at the end of the turn.
+        self._moved: dict[str, ComputeJob] = {}
 
     @staticmethod
     def now() -> int:
@@ -162,6 +166,30 @@ class Supervisor:
             self._record(job, event)
         for effect in effects:
             self._carry_out(job, effect)
+
+    def change(self, job: ComputeJob, changes: Changes, by: str) -> None:
+        """Have something about the job another way; the same again changes nothing.
+
+        Raises `BadInput` when the job could not have been accepted so, `lifecycle.Illegal` when it is too
+        late, and changes nothing then.
+        """
+        spec = changed(job.spec, changes)
+        if spec == job.spec:
+            return
+        before = job.spec, job.fixed
+        job.spec = spec
+        job.fixed = msgspec.structs.replace(
+            job.fixed, name=spec.name or job.fixed.name, priority=spec.priority, spec=_encode(spec)
+        )
+        said: dict[str, Any] = msgspec.to_builtins(changes)
+        said.pop("jid", None)
+        try:
+            self.tell(job, Changed(at=self.now(), by=by, changes=said))
+        except Illegal:
+            job.spec, job.fixed = before
+            raise
+        unit = self.commits.unit
+        (unit.new if job.jid in unit.new else unit.fixed)[job.jid] = job.fixed
 
     def created(self, job: ComputeJob, at: int) -> None:
         """Write down a job that was just made, and queue it."""
@@ -223,6 +251,9 @@ class Supervisor:
                 self.scheduler.remove(job.record.user, job.jid)
                 self._end_op(job)
                 self.dispatch_soon()  # others may have waited behind it
+            case Requeue():
+                self._moved[job.jid] = job
+                self.dispatch_soon()
             case StopAttempt(grace_secs=grace_secs):
                 self.commits.after(partial(self.send_cancel, job, job.record.attempt, grace_secs))
             case EndAttempt():
@@ -283,6 +314,7 @@ class Supervisor:
     def dispatch(self) -> None:
         """Let ops that waited try again, then admit from the queue whatever has room."""
         self._dispatching = False
+        self._move()
         self.ops.settle()
         for entry in self.scheduler.admit(self._room):
             job = self.jobs.get(entry.jid)
@@ -294,6 +326,20 @@ class Supervisor:
                 self._begin(job, entry.shape)
         for user, after in self.scheduler.wants():
             self.tasks.ensure(f"page of {user}", partial(self._read_page, user, after))
+
+    def _move(self) -> None:
+        """Give those whose priority was changed their new places."""
+        moved, self._moved = self._moved, {}
+        entries = []
+        for job in moved.values():
+            self.scheduler.remove(job.record.user, job.jid)
+            if job.record.state is State.PENDING and job.op is not None:
+                self._end_op(job)
+            entries.append(job.entry(self.shape(job)))
+        self.scheduler.bury(entries)
+        for job, entry in zip(moved.values(), entries, strict=True):
+            if job.record.state is State.PENDING:
+                self.scheduler.add(entry)
 
     def _room(self, shape: Shape, user: str) -> No | None:
         """Whether a job of this shape can be placed now."""

@@ -3,18 +3,19 @@
 import asyncio
 import base64
 import contextlib
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.errors import BadInput, Conflict, NotFound, Unavailable
+from sirepo_jobs.errors import BadInput, Conflict, Error, NotFound, Unavailable
 from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsked
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 from sirepo_jobs.lifecycle import Illegal
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import parse_secs
-from sirepo_jobs.spec import JobSpec
+from sirepo_jobs.spec import Changes, JobSpec
 from sirepo_jobs.store import JobQuery
 from sirepo_jobs.views import attempt_view, event_view, job_view
 
@@ -33,6 +34,7 @@ class Submission(Struct, frozen=True):
     batch: bool = False
 
 
+_decode_changes = msgspec.json.Decoder(list[Changes]).decode
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
@@ -53,6 +55,40 @@ class Jobs(Handler):
         if not submission.batch:
             self.set_header("Location", f"/api/v1/jobs/{records[0].jid}")
         self.answer({"jobs": answers} if submission.batch else answers[0], 201)
+
+    async def patch(self) -> None:
+        """Change many jobs in one transaction; each item has its own result."""
+        changes = _decode_changes(self.request.body)
+        await self.supervisor.jobs.load_many([change.jid for change in changes])
+        async with contextlib.AsyncExitStack() as held:
+            jobs: list[ComputeJob | NotFound] = []
+            for change in changes:
+                try:
+                    jobs.append(await held.enter_async_context(self.job(change.jid)))
+                except NotFound as exc:
+                    jobs.append(exc)
+            # from here to the commit nothing waits
+            results = [self._result(change, job) for change, job in zip(changes, jobs, strict=True)]
+            await self.supervisor.commits.durable()
+        self.answer({"results": results})
+
+    def _result(self, change: Changes, job: ComputeJob | NotFound) -> dict[str, Any]:
+        error: Error
+        if isinstance(job, NotFound):
+            error = job
+        else:
+            try:
+                self.supervisor.change(job, change, self.user)
+            except Illegal as exc:
+                error = Conflict(str(exc))
+            except BadInput as exc:
+                error = exc
+            else:
+                view = self.view(job, spec=False)
+                kept = ("jid", "state", "version", "name", "priority", "tags")
+                return {"status": 200, **{name: view[name] for name in kept}}
+        problem = {"code": error.code, "detail": str(error)}
+        return {"status": error.http_status, "jid": change.jid, "error": problem}
 
     async def get(self) -> None:
         """A page of jobs, newest first; never carries specs or logs."""
@@ -119,6 +155,17 @@ class Job(Handler):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_secs):
                         await job.change(version)
+            self.answer(self.view(job))
+
+    async def patch(self, jid: str) -> None:
+        """Change name, priority, tags or limits; durable when answered."""
+        (change,) = _decode_changes(b"[%b]" % self.request.body)
+        async with self.job(jid) as job:
+            try:
+                self.supervisor.change(job, change, self.user)
+            except Illegal as exc:
+                raise Conflict(str(exc)) from None
+            await self.supervisor.commits.durable()
             self.answer(self.view(job))
 
 

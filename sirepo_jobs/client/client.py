@@ -167,6 +167,31 @@ class Client(AbstractContextManager["Client"]):
         """Let the processes of a suspended job go on."""
         return self._tell(jid, "resume")
 
+    def change(
+        self,
+        jid: str,
+        *,
+        name: str | None = None,
+        priority: int | None = None,
+        tags: Mapping[str, str | None] | None = None,
+        limits: Mapping[str, str | float | None] | None = None,
+    ) -> Job:
+        """Have something about a job another way; a tag or limit that is None is taken away.
+
+        Limits can be changed while the job does not run: raises `Conflict` otherwise.
+        """
+        given = {"name": name, "priority": priority, "tags": tags, "limits": limits}
+        body = msgspec.json.encode({key: value for key, value in given.items() if value is not None})
+        return job_of(self.transport.call("PATCH", _path(jid), body=body))
+
+    def change_many(self, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Change up to 1000 jobs in one transaction; a result for each, with its `status`.
+
+        client.change_many([{"jid": a, "priority": 9}, {"jid": b, "tags": {"old": None}}])
+        """
+        answer = self.transport.call("PATCH", "/api/v1/jobs", body=msgspec.json.encode(changes))
+        return list(answer["results"])
+
     def _tell(self, jid: str, verb: str, params: Params | None = None) -> Job:
         return job_of(self.transport.call("POST", f"{_path(jid)}/{verb}", params, body=b""))
 

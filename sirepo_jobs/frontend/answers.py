@@ -166,6 +166,32 @@ class TokenList(Struct, frozen=True):
     tokens: list[Token]
 
 
+class Wrong(Struct, frozen=True):
+    """Why one of many was not done."""
+
+    code: str
+    detail: str
+
+
+class ChangeResult(Struct, frozen=True, kw_only=True):
+    """What became of one change: 200, or an error that says why it was not made."""
+
+    status: int
+    jid: str
+    error: Wrong | UnsetType = UNSET
+    state: State | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    tags: dict[str, str] | UnsetType = UNSET
+
+
+class ChangeResults(Struct, frozen=True):
+    """What became of many changes, in the order of the request."""
+
+    results: list[ChangeResult]
+
+
 class Answer(NamedTuple):
     """What a route answers when all is well."""
 
@@ -181,7 +207,9 @@ ANSWERS: dict[str, Answer] = {
     "GET /readyz": Answer((Health,)),
     f"POST {_JOBS}": Answer((Submitted, SubmittedBatch), 201),
     f"GET {_JOBS}": Answer((JobPage,)),
+    f"PATCH {_JOBS}": Answer((ChangeResults,)),
     f"GET {_JOBS}/{{jid}}": Answer((Job,)),
+    f"PATCH {_JOBS}/{{jid}}": Answer((Job,)),
     f"GET {_JOBS}/{{jid}}/attempts": Answer((AttemptList,)),
     f"GET {_JOBS}/{{jid}}/events": Answer((EventList,)),
     **{

@@ -145,7 +145,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._path = plain(route, self._path)
         self._route = route
         self._query = query.canonical(raw_query, route.query)
-        if route.kind is Kind.SUBMIT:
+        if route.kind is Kind.SUBMIT or route.large:
             self._body_limit = self._frontend.max_body_bytes
         # We count for ourselves: beyond its own limit Tornado hangs up without a word.
         self._connection.set_max_body_size(self._body_limit + limits.MAX_DISCARD_BYTES)

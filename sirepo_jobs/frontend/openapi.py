@@ -224,6 +224,10 @@ def _body(route: Route) -> dict[str, Any] | None:
             "schema": {"$ref": _REF.format(name="TokenOrder")},
             "examples": {"user": {"value": _EXAMPLES["TokenOrder"]}},
         }
+    if route.method == "PATCH":
+        one = {"$ref": _REF.format(name="Changes")}
+        many = {"type": "array", "items": one, "minItems": 1, "maxItems": spec.MAX_CHANGES}
+        return {"schema": many if route.large else one}
     return {"schema": {"type": "object"}} if route.kind is Kind.ORDER else None
 
 
@@ -286,7 +290,7 @@ def _problem(status: int) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     types = [kind for answer in ANSWERS.values() for kind in answer.types]
     _, schemas = msgspec.json.schema_components(
-        [*dict.fromkeys(types), spec.JobSpec, TokenOrder, Problem], ref_template=_REF
+        [*dict.fromkeys(types), spec.JobSpec, spec.Changes, TokenOrder, Problem], ref_template=_REF
     )
     found: dict[str, Any] = dict(schemas)
     for name, more in _MORE.items():

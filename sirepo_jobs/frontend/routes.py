@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sirepo_jobs import run_path, tokens
+from sirepo_jobs import run_path, spec, tokens
 from sirepo_jobs.errors import NotFound
 
 from . import query
@@ -53,6 +53,8 @@ class Route(NamedTuple):
     query: Mapping[str, Parameter] = {}
     #: Of an `ORDER`: raises `BadInput`, or gives what is forwarded.
     body: Callable[[bytes], bytes] | None = None
+    #: Its body may be as large as a submission.
+    large: bool = False
 
 
 def _order(body: bytes) -> bytes:
@@ -66,6 +68,14 @@ _FILES = {
     "cursor": query.PATH_CURSOR,
     "limit": query.PAGE,
 }
+
+
+def _change(body: bytes) -> bytes:
+    return msgspec.json.encode(spec.parse_change(body))
+
+
+def _changes(body: bytes) -> bytes:
+    return msgspec.json.encode(spec.parse_changes(body))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -94,6 +104,23 @@ ROUTES: tuple[Route, ...] = (
         Scope.JOBS_READ,
         "One job; with `wait`, when it has changed",
         {"wait": query.WAIT, "version": query.VERSION},
+    ),
+    Route(
+        "PATCH",
+        "/api/v1/jobs/{jid}",
+        Kind.ORDER,
+        Scope.JOBS_SUBMIT,
+        "Change a job's name, priority, tags or (while it does not run) limits",
+        body=_change,
+    ),
+    Route(
+        "PATCH",
+        "/api/v1/jobs",
+        Kind.ORDER,
+        Scope.JOBS_SUBMIT,
+        "Change many jobs; each has its own result",
+        body=_changes,
+        large=True,
     ),
     Route("GET", "/api/v1/jobs/{jid}/explain", Kind.FORWARD, Scope.JOBS_READ, "Why a job is where it is"),
     Route("GET", "/api/v1/jobs/{jid}/attempts", Kind.FORWARD, Scope.JOBS_READ, "Executions of a job"),

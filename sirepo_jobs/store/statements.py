@@ -6,11 +6,12 @@ as these statements, which give it up once for up to 256 rows.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Dialect, Table, bindparam, column, update, values
+from sqlalchemy import CTE, Column, ColumnElement, Dialect, Table, bindparam, column, update, values
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
@@ -22,6 +23,7 @@ from .unit import Unit
 
 #: Rows per statement. 256 rows of the widest table stay far below every limit on parameters.
 _SIZES = (256, 64, 16, 4, 1)
+_CHANGEABLE = ("seq", "priority", "name")
 _CHANGING = ("seq", "state", "version", "agent", "ended_at", "record")
 
 _Rows = list[tuple[Any, ...]]
@@ -40,6 +42,8 @@ class Statements:
         self._new_jobs = _Statement(dialect, _insert(jobs))
         self._specs = _Statement(dialect, _insert(specs))
         self._changed_jobs = _Statement(dialect, _update_jobs())
+        self._refixed_jobs = _Statement(dialect, _update(jobs, _CHANGEABLE))
+        self._refixed_specs = _Statement(dialect, _update(specs, ("seq", "spec")))
         self._attempts = _Statement(dialect, _insert(attempts))
         self._events = _Statement(dialect, _insert(events))
         self._agents = _Statement(dialect, _upsert(agents, dialect))
@@ -103,6 +107,10 @@ class Statements:
                 if jid not in fixed
             ],
         )
+        if unit.fixed:
+            refixed = [(unit.jobs[jid].seq, new) for jid, new in unit.fixed.items()]
+            self._run(self._refixed_jobs, [(seq, new.priority, new.name) for seq, new in refixed])
+            self._run(self._refixed_specs, [(seq, new.spec) for seq, new in refixed])
         self._run(self._attempts, [(row.jid, row.attempt, encode(row)) for row in unit.attempts])
         self._run(
             self._events,
@@ -214,15 +222,19 @@ def _upsert(table: Table, dialect: Dialect) -> ClauseElement:
 
 
 def _update_jobs() -> ClauseElement:
-    told = [jobs.c[name] for name in _CHANGING]
+    # A version never falls (I8).
+    return _update(jobs, _CHANGING, lambda given: jobs.c.version <= given.c.version)
+
+
+def _update(
+    table: Table, names: Sequence[str], condition: Callable[[CTE], ColumnElement[bool]] | None = None
+) -> ClauseElement:
+    """Give rows, found by the first of `names`, the other columns' values."""
+    told = [table.c[name] for name in names]
     given = (
         values(*(column(col.name, col.type) for col in told), name="given")
         .data([tuple(_bind(col) for col in told)])
         .cte("given")
     )
-    return (
-        update(jobs)
-        # A version never falls (I8).
-        .where(jobs.c.seq == given.c.seq, jobs.c.version <= given.c.version)
-        .values({name: given.c[name] for name in _CHANGING[1:]})
-    )
+    found = [told[0] == given.c[names[0]], *([condition(given)] if condition else [])]
+    return update(table).where(*found).values({name: given.c[name] for name in names[1:]})

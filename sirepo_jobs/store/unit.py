@@ -73,6 +73,8 @@ class Unit:
 
     #: Rows to be inserted, by jid; each has its record in `jobs`.
     new: dict[str, NewJob] = field(default_factory=dict)
+    #: What was fixed at acceptance and is another way now, by jid; each has its record in `jobs`.
+    fixed: dict[str, NewJob] = field(default_factory=dict)
     #: The newest record of every job that changed.
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
@@ -91,6 +93,7 @@ class Unit:
     def absorb(self, later: "Unit") -> None:
         """Add the rows of a unit that was filled after this one."""
         self.new.update(later.new)
+        self.fixed.update(later.fixed)
         self.jobs.update(later.jobs)
         self.events.extend(later.events)
         self.attempts.extend(later.attempts)

@@ -46,7 +46,9 @@ EXPECTED: dict[str, Row] = {
     "GET /openapi.json": LIST,
     f"POST {JOBS}": Row(401, 201, 201, 403, 201),
     f"GET {JOBS}": LIST,
+    f"PATCH {JOBS}": LIST._replace(reader=403),
     f"GET {JOBS}/{{jid}}": LOOK,
+    f"PATCH {JOBS}/{{jid}}": CHANGE,
     f"GET {JOBS}/{{jid}}/attempts": LOOK,
     f"GET {JOBS}/{{jid}}/events": LOOK,
     f"GET {JOBS}/{{jid}}/logs/{{stream}}": LOOK,
@@ -70,6 +72,9 @@ EXPECTED: dict[str, Row] = {
 }
 BODIES: dict[str, Any] = {
     f"POST {JOBS}": {"command": ["true"]},
+    # the result of each says what became of it
+    f"PATCH {JOBS}": [{"jid": "J1", "priority": 7}],
+    f"PATCH {JOBS}/{{jid}}": {"priority": 7},
     "POST /api/v1/tokens": {"user": "eve"},
 }
 

@@ -175,3 +175,91 @@ async def test_explain_says_what_the_supervisor_knows(door: Asker, monkeypatch: 
         agent.exits(second, None, signal=15, stopped=True)
     await door.house.over(second)
     assert await door.code("GET", f"/jobs/{first}/explain", user="bob") == (404, "job_not_found")
+
+
+async def until_launch(door: Asker) -> asyncio.Event:
+    """No agent comes before the event is set."""
+    launched = asyncio.Event()
+
+    async def wait(spec: object) -> None:
+        await launched.wait()
+
+    door.house.driver.on_launch = wait
+    return launched
+
+
+async def test_a_priority_moves_a_job_up_and_down(door: Asker) -> None:
+    """Also one that is held meanwhile, and one that was let out of the queue and waits for its agent."""
+    launched = await until_launch(door)
+    jids = await door.house.submit(*[JobSpec(command=["true"], resources=Resources(cpus=2))] * 4)
+    first, _, third, fourth = jids
+    await door.json("PATCH", f"/jobs/{third}", {"priority": 9})
+    await door.json("POST", f"/jobs/{fourth}/hold")
+    await door.json("PATCH", f"/jobs/{fourth}", {"priority": 7})
+    await door.json("POST", f"/jobs/{fourth}/release")
+    changed = await door.json("PATCH", f"/jobs/{first}", {"priority": 0, "name": "late"})
+    assert (changed["priority"], changed["name"], changed["spec"]["priority"]) == (0, "late", 0)
+    launched.set()
+    agent = await door.house.agent()
+    order = []
+    for _ in jids:
+        runs = await agent.until(lambda: [r for r in agent.heard(p.Run) if r.jid not in order])
+        order.append(runs[0].jid)
+        agent.exits(order[-1])
+        await door.house.over(order[-1])
+    # the first had its place with the agent already when the others moved, and gave it up
+    assert order.index(third) < order.index(fourth) < order.index(first)
+    assert sorted(order) == sorted(jids)
+    kinds = [row.kind for row in await door.house.store.events(after=0, limit=99, jid=first)]
+    assert kinds.count("Changed") == 1
+
+
+async def test_a_change_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with door_of(tmp_path) as door:
+        launched = await until_launch(door)
+        (jid,) = await door.house.submit(JobSpec(command=["true"], tags={"a": "1", "b": "2"}))
+        await door.json(
+            "PATCH", f"/jobs/{jid}", {"priority": 7, "tags": {"a": None, "c": "3"}, "limits": {"soft": 5.0}}
+        )
+        (stored,) = await door.house.store.jobs([jid])
+        assert (stored.fixed.priority, stored.record.version) == (7, 2)
+        (row,) = await door.house.store.pending(user="ann", after=None, limit=9)
+        assert row.priority == 7
+        job = await door.json("GET", f"/jobs/{jid}")
+        assert (job["tags"], job["spec"]["limits"]["soft"]) == ({"b": "2", "c": "3"}, 5.0)
+        # nothing new is no news
+        assert (await door.json("PATCH", f"/jobs/{jid}", {"priority": 7}))["version"] == 2
+        await door.json("POST", f"/jobs/{jid}/cancel")
+        launched.set()
+    async with door_of(tmp_path) as door:
+        job = await door.json("GET", f"/jobs/{jid}")
+        assert (job["priority"], job["tags"]) == (7, {"b": "2", "c": "3"})
+
+
+async def test_many_changes_have_their_own_results(door: Asker) -> None:
+    launched = await until_launch(door)
+    one, two = await door.house.submit(JobSpec(command=["true"]), JobSpec(command=["true"]))
+    (foreign,) = await door.house.submit(user="bob")
+    before = door.house.supervisor.events.last
+    said = await door.json(
+        "PATCH",
+        "/jobs",
+        [
+            {"jid": one, "priority": 9},
+            {"jid": foreign, "priority": 9},
+            {"jid": two, "limits": {"soft": 9.0, "hard": 2.0}},
+        ],
+    )
+    assert [result["status"] for result in said["results"]] == [200, 404, 422]
+    assert [result["jid"] for result in said["results"]] == [one, foreign, two]
+    assert said["results"][0]["priority"] == 9
+    assert said["results"][2]["error"]["code"] == "bad_input"
+    assert door.house.supervisor.events.last == before + 1
+    launched.set()
+    agent = await door.house.agent()
+    await agent.until(lambda: agent.heard(p.Run))
+    said = await door.json(
+        "PATCH", "/jobs", [{"jid": one, "limits": {"soft": 9.0}}, {"jid": one, "tags": {"x": "y"}}]
+    )
+    assert [result["status"] for result in said["results"]] == [409, 200]
+    assert await door.code("PATCH", f"/jobs/{one}", {"limits": {"soft": 9.0}}) == (409, "conflict")

@@ -62,7 +62,7 @@ def test_other_paths_do_not_exist(path: str) -> None:
 def test_a_wrong_method_hears_of_the_right_ones() -> None:
     with pytest.raises(MethodNotAllowed) as caught:
         Table().find("DELETE", "/api/v1/jobs")
-    assert caught.value.allow == "POST, GET"
+    assert caught.value.allow == "POST, GET, PATCH"
 
 
 def test_streams_are_the_routes_that_last() -> None:

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sirepo_jobs import events as e
@@ -53,7 +54,7 @@ def test_every_state_and_event_does_what_the_table_says(state: State, kind: type
 def test_final_is_final(state: State) -> None:
     """No event changes an end, but the user's word to run again and the removal of files (I9)."""
     for kind in e.EVENTS:
-        for target in NEXT.get((state, kind), ()):
+        for target in NEXT.get((state, kind), ()):  # `Changed` leads nowhere
             assert kind in (e.RetryAsked, e.Purged), f"{kind.__name__} leads from {state} to {target}"
 
 
@@ -249,6 +250,16 @@ def test_a_retry_is_a_new_run_with_the_next_attempt_number() -> None:
     assert job.attempt == 2
 
 
+@pytest.mark.parametrize("state", list(S))
+def test_a_change_moves_nothing_but_a_place_in_the_queue(state: State) -> None:
+    job, effects = after(an_event(e.Changed, changes={"priority": 7, "tags": {"a": "b"}}), job=a_job(state))
+    assert (job.state, job.version) == (state, 2)
+    assert effects == ([] if state in HELD_BY_AGENT else [e.Requeue()])
+    if state in HELD_BY_AGENT:
+        with pytest.raises(Illegal, match="limits of job J1"):
+            step(a_job(state), an_event(e.Changed, changes={"limits": {"soft": 1.0}}), a_spec())
+
+
 def test_ten_thousand_random_stories_keep_the_invariants() -> None:
     """Seeded: final is final, attempts rise by one, versions rise, a stop is not forgotten."""
     rng = random.Random(20261121)
@@ -282,7 +293,8 @@ def test_ten_thousand_random_stories_keep_the_invariants() -> None:
                 job.state in HELD_BY_AGENT and new.state not in HELD_BY_AGENT
             )
             if job.state in FINAL:
-                assert new is job or kind in (e.RetryAsked, e.Purged)
+                assert new is job or kind in (e.RetryAsked, e.Purged, e.Changed)
+                assert kind is not e.Changed or msgspec.structs.replace(new, version=job.version) == job
             if job.stopping is Stopping.CANCEL and new.state not in FINAL:
                 assert new.stopping is Stopping.CANCEL
             if new.state in FINAL or new.state in (S.PENDING, S.HELD):
