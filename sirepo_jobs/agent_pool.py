@@ -20,7 +20,7 @@ import structlog
 from . import protocol
 from .commits import Commits
 from .driver import AgentSpec, Driver, Environment, Fate, Handle
-from .errors import LaunchError
+from .errors import LaunchError, Unavailable
 from .events import AgentEvent, AgentState
 from .lifecycle import agent_step
 from .op import Awaited, Need, Op
@@ -214,10 +214,14 @@ class AgentPool:
         return str(self._root / "users" / user / "jobs")
 
     def at(self, environment: Environment) -> Agent:
-        """The agent for an environment; made, not launched, when it is new."""
+        """The agent for an environment; made, not launched, when it is new.
+
+        Raises `Unavailable` for a driver that is not configured (any more).
+        """
         agent = self._agents.get(environment.key)
         if agent is None:
-            driver = self.drivers[environment.driver]
+            if (driver := self.drivers.get(environment.driver)) is None:
+                raise Unavailable(f"driver {environment.driver!r} is not configured any more")
             agent = Agent(environment, driver, self.pools[environment.driver], self)
             self._agents[environment.key] = agent
         return agent

@@ -40,7 +40,8 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """A short name, equal for equal environments; usable in file names."""
         if self.image is None:
             return f"{self.driver}-{self.user}"
-        return f"{self.driver}-{self.user}-{hashlib.sha256(self.image.encode()).hexdigest()[:16]}"
+        # SECURITY: before the user's name: behind it, it could be the end of another user's (SIR-35)
+        return f"{self.driver}.{hashlib.sha256(self.image.encode()).hexdigest()[:16]}-{self.user}"
 
 
 class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

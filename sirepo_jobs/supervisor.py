@@ -21,6 +21,7 @@ from .compute_job import ComputeJob, JobTable
 from .driver import Environment
 from .event_hub import EventHub
 from .events import (
+    AgentLost,
     Assigned,
     Changed,
     Dequeue,
@@ -133,6 +134,9 @@ class Supervisor:
         for user, _count in await self.store.pending_users():
             self.scheduler.expect_rows(user)
         for job in self.jobs.active():
+            if job.spec.driver not in self.agents.drivers:
+                self._strand(job)
+                continue
             agent = self.agents.get(job.record.agent or "") or self.agents.at(self.environment(job))
             # one that was not seen to start may stand by on the agent still: it gets no slots unasked
             self.adopt(job, agent, standby=job.record.started_at is None)
@@ -140,6 +144,11 @@ class Supervisor:
         for pool in self.agents.pools.values():
             self.ops.wake((Need.CPUS, pool.name))
         self.dispatch_soon()
+
+    def _strand(self, job: ComputeJob) -> None:
+        record = job.record
+        why = f"driver {job.spec.driver!r} is not configured any more; the job may well be running"
+        self.tell(job, AgentLost(at=self.now(), serial=record.serial, attempt=record.attempt, message=why))
 
     def adopt(self, job: ComputeJob, agent: Agent, *, standby: bool) -> None:
         """Book what an attempt holds that its agent has already."""
@@ -343,6 +352,8 @@ class Supervisor:
 
     def _room(self, shape: Shape, user: str) -> No | None:
         """Whether a job of this shape can be placed now."""
+        if shape.pool not in self.agents.pools:
+            return No(Reason.LAUNCH_FAILED, f"driver {shape.pool!r} is not configured any more")
         agent = self.agents.get(shape.environment)
         if agent is None:
             return None  # it will be made, and its first op brings it

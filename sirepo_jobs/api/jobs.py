@@ -149,12 +149,12 @@ class Job(Handler):
         version = self.number("version")
         wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
         async with self.job(jid) as job:
-            if job.seen < job.record.version:
-                await job.change(job.record.version - 1)  # show nothing that is not durable
             if version is not None and wait_secs:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_secs):
                         await job.change(version)
+            while job.seen < job.record.version:
+                await job.change(job.seen)  # show nothing that is not durable
             self.answer(self.view(job))
 
     async def patch(self, jid: str) -> None:

@@ -1,6 +1,7 @@
 """What can come between: races, lost words, broken parts; each as the story that showed it (C1, C4, I8)."""
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from sirepo_jobs import protocol as p
-from sirepo_jobs.driver import Fate
+from sirepo_jobs.driver import Environment, Fate
 from sirepo_jobs.errors import Unavailable
 from sirepo_jobs.events import HoldAsked
 from sirepo_jobs.job import State
@@ -299,5 +300,41 @@ async def test_a_number_that_no_store_can_hold_ends_no_supervisor(tmp_path: Path
         assert agent.line is not None
         agent.line.hear(*said)
         await house.supervisor.commits.durable()
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_no_user_is_called_like_somebody_elses_environment() -> None:
+    """SIR-35: the agent of one was the agent of the other."""
+    of_ann = Environment(driver="local", user="ann", image="x").key
+    assert Environment(driver="local", user=of_ann.removeprefix("local-")).key != of_ann
+    digest = hashlib.sha256(b"x").hexdigest()[:16]
+    assert Environment(driver="local", user=f"ann-{digest}").key != of_ann
+    assert Environment(driver="local", user=f"{digest}-ann").key != of_ann
+
+
+async def test_a_driver_that_is_not_configured_any_more_stops_no_start(tmp_path: Path) -> None:
+    """The supervisor did not come up, or lost the job whose turn it was."""
+    async with house_of(tmp_path) as house:
+        jid, agent = await with_one_running(house)
+        queued = await house.submit(*[TRUE] * 10)
+        await house.supervisor.commits.durable()
+    house = House(tmp_path, ScriptedDriver())
+    house.supervisor.agents.drivers = {}
+    house.supervisor.agents.pools = {}
+    await house.supervisor.recover()
+    try:
+        job = await house.until(jid, lambda job: job.record.state is State.LOST)
+        assert "'local' is not configured" in job.record.situation
+        waits = await house.until(queued[-1], lambda job: job.record.state is State.PENDING)
+        await house.supervisor.commits.durable()
+        assert "is not configured" in house.supervisor.why_pending(waits)[1]
+        with pytest.raises(Unavailable, match="not configured"):
+            house.supervisor.agents.at(house.supervisor.environment(waits))
+    finally:
+        await house.close()
+    async with house_of(tmp_path) as house:
+        agent.connect(house.talk)
+        await house.until(jid, lambda job: job.record.state is State.RUNNING)
         agent.exits(jid)
         await house.over(jid)
