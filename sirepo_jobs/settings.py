@@ -51,6 +51,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     proxy_secret_file: Path | None
     tls_cert_file: Path | None
     tls_key_file: Path | None
+    rate_per_sec: int
+    rate_burst: int
     insecure_i_know: bool
     log_level: str
     log_format: str
@@ -209,6 +211,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     "tls_cert_file": Setting(_file, None, "certificate chain of the front end, PEM; default: no TLS"),
     "tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "rate_per_sec": Setting(
+        _integer(0, 1_000_000), 200, "requests per second of one user in the long run; 0: no limit"
+    ),
+    "rate_burst": Setting(_integer(1, 1_000_000), 1000, "and so many at once"),
     "insecure_i_know": Setting(_flag, False, "serve other machines without TLS"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
     "log_format": Setting(

@@ -65,6 +65,7 @@ def supervisor_command(here: Surroundings, /, under: int | None, **flags: Any) -
 def frontend_command(here: Surroundings, /, under: int | None, **flags: Any) -> int:
     """Run a front end alone, in the foreground. Says `listening on URL` when it is ready."""
     settings = _prepare(here, under, flags)
+    from sirepo_jobs.frontend.rates import Rates
     from sirepo_jobs.frontend.server import run_frontend
 
     return run_frontend(
@@ -75,6 +76,7 @@ def frontend_command(here: Surroundings, /, under: int | None, **flags: Any) -> 
         proxy_secret_file=settings.proxy_secret_file,
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
+        rates=Rates(settings.rate_per_sec, settings.rate_burst),
     )
 
 

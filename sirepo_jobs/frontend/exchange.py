@@ -24,6 +24,7 @@ from sirepo_jobs.spec import JobSpec, parse_submission
 from . import limits, openapi, problems, query
 from .auth import Principal, Scope
 from .problems import MethodNotAllowed
+from .rates import TooManyRequests
 from .routes import Kind, Route, plain
 from .upstream import Asking, Cut
 
@@ -139,6 +140,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         # SECURITY: S1, S2. Without a token nobody learns which paths there are.
         if (route := self._frontend.table.open_route(self._line.method, self._path)) is None:
             self._principal = self._frontend.tokens.admit(self._headers)
+            self._frontend.rates.take(self._principal)
             route = self._frontend.table.find(self._line.method, self._path)
             assert route.scope is not None
             self._principal.require(route.scope)
@@ -378,6 +380,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         headers = {"Content-Type": problems.CONTENT_TYPE}
         if isinstance(error, Unavailable):
             headers["Retry-After"] = str(limits.RETRY_AFTER_SECS)
+        elif isinstance(error, TooManyRequests):
+            headers["Retry-After"] = str(error.retry_after_secs)
         elif isinstance(error, MethodNotAllowed):
             headers["Allow"] = error.allow
         elif isinstance(error, Unauthorized):

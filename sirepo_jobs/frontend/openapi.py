@@ -97,6 +97,7 @@ _PROBLEMS = {
     413: "The body is too large",
     416: "No such bytes",
     422: "It cannot be meant; `detail` says what to write, `pointer` where",
+    429: "Too many requests of this user; try again after `Retry-After`",
     431: "Request line and headers are too large",
     503: "Not now; try again after `Retry-After`",
 }
@@ -260,7 +261,7 @@ def _good(route: Route, answer: Answer | None) -> dict[str, Any]:
 def _may_answer(route: Route, status: int) -> bool:
     has_body = route.kind in (Kind.SUBMIT, Kind.ORDER)
     match status:
-        case 401 | 403:
+        case 401 | 403 | 429:
             return route.scope is not None
         case 404:
             return "{" in route.path or "user" in route.query
@@ -275,7 +276,7 @@ def _may_answer(route: Route, status: int) -> bool:
 
 def _problem(status: int) -> dict[str, Any]:
     headers: dict[str, Any] = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = {"schema": {"type": "integer"}, "required": True}
     if status == 401:
         headers["WWW-Authenticate"] = {"schema": {"type": "string"}, "required": True}

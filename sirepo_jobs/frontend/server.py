@@ -25,6 +25,7 @@ from sirepo_jobs.errors import BadInput
 from . import audit, auth, limits, rootdir
 from .audit import AuditLog
 from .exchange import Exchange
+from .rates import Rates
 from .routes import Table
 from .token_feed import TokenFeed
 from .upstream import Upstream
@@ -42,10 +43,12 @@ class Frontend(HTTPServerConnectionDelegate):
         audit: AuditLog,
         max_body_bytes: int,
         tls: ssl.SSLContext | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.upstream = upstream
         self.audit = audit
         self.tls = tls
+        self.rates = rates or Rates(0, 1)
         self.tokens = tokens
         self.max_body_bytes = max_body_bytes
         self.table = Table()
@@ -132,6 +135,7 @@ def run_frontend(
     proxy_secret_file: Path | None = None,
     tls_cert_file: Path | None = None,
     tls_key_file: Path | None = None,
+    rates: Rates | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Says `listening on URL` when it is ready."""
     rootdir.prepare(root)
@@ -140,7 +144,7 @@ def run_frontend(
     pid_file = rootdir.PidFile(root / rootdir.FRONTEND_PID)
     pid_file.hold()
     try:
-        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file, tls))
+        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file, tls, rates))
     finally:
         pid_file.release()
     return 0
@@ -153,6 +157,7 @@ async def _serve(
     max_body_bytes: int,
     proxy_secret_file: Path | None,
     tls: ssl.SSLContext | None,
+    rates: Rates | None,
 ) -> None:
     proxy = None
     if proxy_secret_file is not None:
@@ -163,7 +168,7 @@ async def _serve(
     token = rootdir.ensure_token(root)
     logs.hide(token)
     tokens.add(token, auth.starter())
-    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes, tls)
+    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes, tls, rates)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

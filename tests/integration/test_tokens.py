@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sirepo_jobs.frontend import auth
+from sirepo_jobs.frontend.rates import Rates
 from sirepo_jobs.store import Store
 from sirepo_jobs.tokens import Role, Scope
 from tests.frontend_stage import Wire
@@ -186,3 +187,12 @@ async def test_a_proxys_headers_mean_nothing_where_none_is_configured(tmp_path: 
 
 async def test_the_feed_is_not_for_clients(service: Service) -> None:
     assert await status(service, service.token, "/internal/tokens") == 404
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
+    async with service_of(tmp_path, rates=Rates(1, 3)) as limited:
+        token, _ = await limited.a_token("ann")
+        seen = [await limited.ask("GET", JOBS, token=token) for _ in range(4)]
+        assert [reply.status for reply in seen] == [200, 200, 200, 429]
+        assert (seen[3].headers["retry-after"], seen[3].json["code"]) == ("1", "too_many_requests")
+        assert await status(limited, limited.token) == 200
