@@ -64,12 +64,14 @@ class AgentTalk:
     def _compare(self, agent: Agent, job: ComputeJob, held: protocol.Held | None, fresh: bool) -> None:
         """One attempt that we think the agent has, and what it says of it."""
         record = job.record
+        # once it came back without its records, each further connection is no better
+        fresh = fresh or record.reason is Reason.AGENT_LOST
         if job.op is None:
             self._supervisor.adopt(job, agent, standby=False)
         if held is None:
             if record.state is State.STARTING or (record.state is State.LOST and record.started_at is None):
                 if fresh:
-                    self._lost(job, f"agent {agent.name} came back without its records")
+                    self._lost(job, f"agent {agent.name} came back without its records", Reason.AGENT_LOST)
                 elif record.stopping:
                     self._unheard(job)
                 else:
@@ -80,7 +82,8 @@ class AgentTalk:
             elif record.state is State.CANCELING and record.started_at is None and not fresh:
                 self._unheard(job)
             else:
-                self._lost(job, f"agent {agent.name} knows nothing of this attempt any more")
+                why = f"agent {agent.name} knows nothing of this attempt any more"
+                self._lost(job, why, Reason.AGENT_LOST)
             return
         if held.state == "ended":
             return  # its record is on the way
@@ -246,11 +249,15 @@ class AgentTalk:
             ),
         )
 
-    def _lost(self, job: ComputeJob, message: str) -> None:
+    def _lost(self, job: ComputeJob, message: str, reason: Reason = Reason.AGENT_UNREACHABLE) -> None:
         record = job.record
         self._supervisor.tell(
             job,
             events.AgentLost(
-                at=self._supervisor.now(), serial=record.serial, attempt=record.attempt, message=message
+                at=self._supervisor.now(),
+                serial=record.serial,
+                attempt=record.attempt,
+                reason=reason,
+                message=message,
             ),
         )

@@ -105,8 +105,9 @@ class Resumed(AttemptEvent, frozen=True, kw_only=True):
 
 
 class AgentLost(AttemptEvent, frozen=True, kw_only=True):
-    """The agent is out of reach; nothing is known of the attempt."""
+    """The agent is out of reach, or (`AGENT_LOST`) knows nothing itself; nothing is known of the attempt."""
 
+    reason: Reason = Reason.AGENT_UNREACHABLE
     message: str = ""
 
 

@@ -261,15 +261,16 @@ def _stop(
     """Ask the attempt to end; a stronger wish (cancel) replaces a weaker one."""
     new = replace(job, stopping=stopping, stopping_by=by, reason=reason, situation=situation)
     if job.state is S.LOST:
-        # the agent will hear of it as soon as it is back (F077)
-        return replace(new, situation=f"{situation}; its agent is out of reach"), ()
+        # the agent will hear of it as soon as it is back (F077); that it knows nothing is not forgotten
+        reason = job.reason if job.reason is Reason.AGENT_LOST else reason
+        return replace(new, reason=reason, situation=f"{situation}; its agent is out of reach"), ()
     return replace(new, state=S.CANCELING), (StopAttempt(spec.limits.grace),)
 
 
 def _agent_lost(job: JobRecord, event: AgentLost, spec: JobSpec) -> Decision:
-    if job.state is S.LOST:
+    if job.state is S.LOST and (job.reason is Reason.AGENT_LOST or event.reason is not Reason.AGENT_LOST):
         return job, ()
-    return replace(job, state=S.LOST, reason=Reason.AGENT_UNREACHABLE, situation=event.message), ()
+    return replace(job, state=S.LOST, reason=event.reason, situation=event.message), ()
 
 
 def _agent_back(job: JobRecord, event: AgentBack, spec: JobSpec) -> Decision:

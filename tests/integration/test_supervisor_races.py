@@ -338,3 +338,21 @@ async def test_a_driver_that_is_not_configured_any_more_stops_no_start(tmp_path:
         await house.until(jid, lambda job: job.record.state is State.RUNNING)
         agent.exits(jid)
         await house.over(jid)
+
+
+async def test_records_that_are_lost_stay_lost_when_the_line_blinks(tmp_path: Path) -> None:
+    """F025, C9: nothing proves that the attempt was not begun; it was run again on the next connection."""
+    async with house_of(tmp_path) as house:
+        (jid,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: agent.heard(p.Run))
+        agent.cut()
+        agent.runs.clear()
+        agent.install = "a new one"
+        agent.said.clear()
+        for _ in range(2):
+            agent.connect(house.talk)
+            await house.supervisor.commits.durable()
+            assert (await house.job(jid)).record.state is State.LOST
+            agent.cut()
+        assert agent.heard(p.Run) == []
