@@ -7,7 +7,7 @@ shared secret, and answers with the user's jobs only.
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any
 
 import msgspec
@@ -156,6 +156,18 @@ class Handler(RequestHandler):
                     await self.flush()
             except StreamClosedError:
                 raise asyncio.CancelledError from None
+
+    async def stays(self, waiting: Coroutine[Any, Any, None]) -> bool:
+        """Wait for something that may never come; False as soon as nobody waits for our answer any more."""
+        self._stream = asyncio.create_task(waiting)
+        try:
+            await asyncio.wait({self._stream})
+        finally:
+            self._stream.cancel()
+        if self._stream.cancelled():
+            return False
+        self._stream.result()
+        return True
 
     def on_connection_close(self) -> None:
         """The reader left."""

@@ -29,8 +29,8 @@ class Logs(Handler):
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("X-Accel-Buffering", "no")
             # no header before it is known which attempt this is: who resumes must name it
-            while follow and asked is None and not _has_begun(job):
-                await job.change(job.record.version)
+            if follow and asked is None and not await self.stays(_beginning(job)):
+                return
             attempt = job.record.attempt if asked is None else asked
             self.set_header("X-Attempt", str(attempt))
             where = await run_dir(self.supervisor, job, attempt)
@@ -81,6 +81,11 @@ class Events(Handler):
             finally:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
+
+
+async def _beginning(job: ComputeJob) -> None:
+    while not _has_begun(job):
+        await job.change(job.record.version)
 
 
 def _has_begun(job: ComputeJob) -> bool:

@@ -28,7 +28,7 @@ class Asker:
 
     def __init__(self, house: House, port: int) -> None:
         self.house = house
-        self._port = port
+        self.port = port
 
     async def ask(self, method: str, path: str, body: Any = None, *, user: str = "ann") -> HTTPResponse:
         headers = {"Authorization": "Bearer s", "X-User": user.partition("/")[0]}
@@ -36,7 +36,7 @@ class Asker:
             headers["X-Role"] = "admin"
         data = msgspec.json.encode(body) if body is not None else b"" if method in ("POST", "PATCH") else None
         return await AsyncHTTPClient().fetch(
-            f"http://127.0.0.1:{self._port}/api/v1{path}",
+            f"http://127.0.0.1:{self.port}/api/v1{path}",
             method=method,
             headers=headers,
             body=data,
@@ -263,3 +263,21 @@ async def test_many_changes_have_their_own_results(door: Asker) -> None:
     )
     assert [result["status"] for result in said["results"]] == [409, 200]
     assert await door.code("PATCH", f"/jobs/{one}", {"limits": {"soft": 9.0}}) == (409, "conflict")
+
+
+async def test_who_follows_a_job_that_does_not_begin_and_leaves_is_forgotten(tmp_path: Path) -> None:
+    """Its request waited on, and held the job in memory, for as long as the job did not begin."""
+    async with door_of(tmp_path, ScriptedDriver("silent")) as door:
+        (jid,) = await door.house.submit()
+        job = await door.house.job(jid)
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        path = f"/api/v1/jobs/{jid}/logs/stdout?follow=1"
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s\r\nX-User: ann\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(10):
+            while not job.pins:
+                await asyncio.sleep(0.01)
+            writer.close()
+            while job.pins:
+                await asyncio.sleep(0.01)
