@@ -98,13 +98,28 @@ def _patiently(transport: Transport, target: str, params: dict[str, str | int | 
     while True:
         try:
             response = transport.once("GET", target, params, read_secs=READ_SECS)
-            if response.headers.get("X-File-Kind") == "directory":
+            _check_head(response)
+            if response.headers["X-File-Kind"] == "directory":
                 _ = response.data
             return response
         except Unavailable as exc:
             patience.pause(exc, getattr(exc, "retry_after", None))
-        except HTTPError as exc:
+        except (HTTPError, _CutHead) as exc:
             patience.pause(Unavailable(f"the answer broke off: {exc}", code="unreachable"))
+
+
+class _CutHead(Exception):
+    """A connection broke among the headers; http.client takes what came for all of them."""
+
+
+def _check_head(response: BaseHTTPResponse) -> None:
+    kind = response.headers.get("X-File-Kind")
+    whole = kind in ("directory", "archive")
+    if kind == "file":
+        whole = bool(re.fullmatch(r'"[0-9a-f]{8,64}"', response.headers.get("ETag", "")))
+    # of many answers the length is the first to be cut
+    if not whole or "Date" not in response.headers:
+        raise _CutHead("among the headers")
 
 
 class FileStream(Iterator[bytes]):
@@ -164,6 +179,7 @@ class FileStream(Iterator[bytes]):
                 patience.pause(exc, getattr(exc, "retry_after", None))
                 continue
             try:
+                _check_head(response)
                 self._learn(response)
                 self._connected = True
                 yield b""
@@ -172,7 +188,7 @@ class FileStream(Iterator[bytes]):
                     self.offset += len(piece)
                     yield piece
                 why = "it ended"
-            except HTTPError as exc:
+            except (HTTPError, _CutHead) as exc:
                 why = str(exc)
             finally:
                 response.close()
