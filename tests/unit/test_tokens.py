@@ -45,7 +45,7 @@ def test_nothing_of_the_secret_is_kept() -> None:
     text, row = a_token()
     assert tokens.id_of(text) == row.token == "01" * 6
     assert row.digest == tokens.digest_of(text)
-    assert text.rpartition("_")[2] not in repr(row)
+    assert text.split("_", 2)[2] not in repr(row)
     assert row.expires_at == 30 * DAY
 
 
