@@ -13,6 +13,21 @@ from .store.unit import EventRow, NewJob
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 
 
+#: Fields of a job, as they may be asked for.
+JOB_FIELDS = (
+    "jid", "serial", "attempt", "state", "reason", "fault", "retryable", "situation", "exit_code", "signal",
+    "name", "user", "driver", "queue", "priority", "tags", "run_dir", "agent", "progress", "usage",
+    "stdout_bytes", "stderr_bytes", "created_at", "queued_at", "started_at", "ended_at", "version", "spec",
+    "original_jid",
+)  # fmt: skip
+#: How much of each job a list shows.
+JOB_VIEWS = {
+    "minimal": ("jid", "serial", "state", "reason", "name", "created_at", "version"),
+    "basic": tuple(name for name in JOB_FIELDS if name != "spec"),
+    "full": JOB_FIELDS,
+}
+
+
 def instant(at: int | None) -> str | None:
     """Microseconds as ISO-8601 UTC."""
     if at is None:

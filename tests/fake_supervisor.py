@@ -196,6 +196,8 @@ class _Jobs(_Handler):
         limit = int(self.get_argument("limit", "100"))
         states = self.get_argument("state", "").replace("active", "pending,running,canceling")
         jobs = [job for job in self.fake.jobs.values() if not states or job["state"] in states.split(",")]
+        tags = [tuple(tag.split(":")) for tag in self.get_argument("tag", "").split(",") if tag]
+        jobs = [job for job in jobs if all(job.get("tags", {}).get(name) == value for name, value in tags)]
         more = start + limit < len(jobs)
         self.write({"jobs": jobs[start : start + limit], "next_cursor": str(start + limit) if more else None})
 

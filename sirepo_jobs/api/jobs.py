@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +18,7 @@ from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import Changes, JobSpec
 from sirepo_jobs.store import JobQuery
-from sirepo_jobs.views import attempt_view, event_view, job_view
+from sirepo_jobs.views import JOB_FIELDS, JOB_VIEWS, attempt_view, event_view, job_view
 
 from .handler import Handler
 
@@ -91,28 +92,47 @@ class Jobs(Handler):
         return {"status": error.http_status, "jid": change.jid, "error": problem}
 
     async def get(self) -> None:
-        """A page of jobs, newest first; never carries specs or logs."""
+        """A page of jobs, newest first; never carries logs, and specs only with `view=full`."""
         limit = min(self.number("limit", 100) or 100, MAX_PAGE)
         query = JobQuery(
             user=self._whose(),
             states=self._states(),
             name_prefix=self.get_query_argument("name_prefix", "") or None,
+            queue=self.get_query_argument("queue", "") or None,
+            driver=self.get_query_argument("driver", "") or None,
+            tags=self._tags(),
+            created_after=self.number("created_after"),
+            created_before=self.number("created_before"),
             before_seq=_open_cursor(self.get_query_argument("cursor", "")),
-            limit=limit + 1,
+            limit=limit,
             with_spec=True,
         )
-        rows = await self.supervisor.store.list_jobs(query)
-        more = len(rows) > limit
-        rows = rows[:limit]
+        shown = self._shown()
+        page = await self.supervisor.store.find_jobs(query)
         views = []
-        for row in rows:
+        for row in page.jobs:
             job = self.supervisor.jobs.get(row.record.jid)
             waits = job is not None and job.record.state is State.PENDING is row.record.state
             why = self.supervisor.why_pending(job) if job is not None and waits else None
             run_root = self.supervisor.agents.run_root(row.record.user)
-            views.append(job_view(row.record, row.fixed, spec=False, why=why, run_root=run_root))
-        cursor = _cursor(rows[-1].record.seq) if more else None
+            view = job_view(row.record, row.fixed, why=why, run_root=run_root)
+            views.append({name: view[name] for name in shown if name in view})
+        cursor = _cursor(page.before_seq) if page.before_seq is not None else None
         self.answer({"jobs": views, "next_cursor": cursor})
+
+    def _shown(self) -> tuple[str, ...]:
+        """Which fields of a job are wanted."""
+        fields = tuple(name for name in self.get_query_argument("fields", "").split(",") if name)
+        if unknown := set(fields) - set(JOB_FIELDS):
+            raise BadInput(f"fields={min(unknown)!r} is none; there are: {', '.join(JOB_FIELDS)}")
+        return fields or JOB_VIEWS[self.get_query_argument("view", "basic")]
+
+    def _tags(self) -> dict[str, str]:
+        """`tag=k:v`, each percent-encoded by the front end, so that commas part them."""
+        pairs = [
+            unquote(text).partition(":") for text in self.get_query_argument("tag", "").split(",") if text
+        ]
+        return {name: value for name, _, value in pairs}
 
     def _whose(self) -> str | None:
         wanted = self.get_query_argument("user", "") or None

@@ -11,7 +11,7 @@ from sirepo_jobs.resources import format_bytes, format_secs
 
 from . import render
 from .complete import complete_jid
-from .selectors import resolve
+from .selectors import pair, resolve
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED, EXIT_TEMPORARY, Trouble, tell
 
@@ -20,7 +20,9 @@ from .trouble import EXIT_INTERRUPTED, EXIT_TEMPORARY, Trouble, tell
 @click.option("--all", "-a", "everything", is_flag=True, help="Also jobs that have ended.")
 @click.option("--state", metavar="STATE[,STATE]", help="Only jobs in these states.")
 @click.option("--name-prefix", metavar="TEXT", help="Only jobs whose name begins so.")
-@click.option("--user", help="Only jobs of this user.")
+@click.option("--tag", metavar="NAME=VALUE", multiple=True, help="Only jobs that have this label.")
+@click.option("--queue", "-q", help="Only jobs of this queue.")
+@click.option("--user", help="Only jobs of this user; @me is oneself.")
 @click.option(
     "--limit", "-n", type=click.IntRange(min=1), default=100, show_default=True, help="Jobs at most."
 )
@@ -31,12 +33,17 @@ def ps_command(
     everything: bool,
     state: str | None,
     name_prefix: str | None,
+    tag: tuple[str, ...],
+    queue: str | None,
     user: str | None,
     limit: int,
 ) -> int:
     """List jobs, newest first: those that have not ended, or all with -a."""
     states = state or ("" if everything else "active")
-    jobs = here.client().jobs(state=states, user=user, name_prefix=name_prefix, limit=limit)
+    tags = dict(pair("--tag", text) for text in tag)
+    jobs = here.client().jobs(
+        state=states, user=user, name_prefix=name_prefix, tags=tags, queue=queue, limit=limit
+    )
     if here.output == "jsonl":
         render.to_json_lines(job.raw for job in jobs)
     elif here.output == "json":

@@ -8,7 +8,7 @@ import click
 from .complete import complete_jid
 
 if TYPE_CHECKING:
-    from sirepo_jobs.client import Client, Job
+    from sirepo_jobs.client import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -52,24 +52,20 @@ def select(client: "Client", chosen: Chosen, states: str) -> list[str]:
         raise click.UsageError("name jobs (ids, or `last`), or choose them by --filter, --tag or --all")
     if chosen.jids:
         return list(dict.fromkeys(resolve(client, jid) for jid in chosen.jids))
-    wanted = dict(_pair("--filter", text) for text in chosen.filters)
+    wanted = dict(pair("--filter", text) for text in chosen.filters)
     if unknown := wanted.keys() - set(_KEYS):
         raise click.BadParameter(f"{min(unknown)!r} is none of {', '.join(_KEYS)}", param_hint="--filter")
-    tags = dict(_pair("--tag", text) for text in chosen.tags)
+    tags = dict(pair("--tag", text) for text in chosen.tags)
     # SECURITY: an administrator means his own jobs, unless he names somebody.
     jobs = client.jobs(
-        state=wanted.get("state", states), user=wanted.get("user", "@me"), name_prefix=wanted.get("name")
+        state=wanted.get("state", states),
+        user=wanted.get("user", "@me"),
+        name_prefix=wanted.get("name"),
+        tags=tags,
+        queue=wanted.get("queue"),
+        driver=wanted.get("driver"),
     )
-    return [job.jid for job in jobs if _fits(job, wanted, tags)]
-
-
-def _fits(job: "Job", wanted: dict[str, str], tags: dict[str, str]) -> bool:
-    return (
-        job.name == wanted.get("name", job.name)
-        and job.queue == wanted.get("queue", job.queue)
-        and job.driver == wanted.get("driver", job.driver)
-        and all(job.tags.get(name) == value for name, value in tags.items())
-    )
+    return [job.jid for job in jobs if job.name == wanted.get("name", job.name)]
 
 
 def resolve(client: "Client", jid: str) -> str:
@@ -81,7 +77,8 @@ def resolve(client: "Client", jid: str) -> str:
     raise click.UsageError("there is no last job: you have none")
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
+def pair(option: str, text: str) -> tuple[str, str]:
+    """`NAME=VALUE` as a pair."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)

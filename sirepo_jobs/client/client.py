@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -110,6 +111,11 @@ class Client(AbstractContextManager["Client"]):
         state: str | Iterable[str] = (),
         user: str | None = None,
         name_prefix: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        queue: str | None = None,
+        driver: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Jobs, newest first, page after page; `active` and `final` stand for all such states."""
@@ -125,6 +131,11 @@ class Client(AbstractContextManager["Client"]):
                         "state": states,
                         "user": user,
                         "name_prefix": name_prefix,
+                        "tag": [f"{name}:{value}" for name, value in (tags or {}).items()],
+                        "queue": queue,
+                        "driver": driver,
+                        "created_after": created_after.isoformat() if created_after else None,
+                        "created_before": created_before.isoformat() if created_before else None,
                         "cursor": cursor,
                         "limit": min(left, 1000) if left is not None else 200,
                     },

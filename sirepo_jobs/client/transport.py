@@ -47,7 +47,7 @@ _KINDS: dict[int, type[Error]] = {
     504: Unavailable,
 }
 
-Params = Mapping[str, str | int | None]
+Params = Mapping[str, str | int | list[str] | None]
 
 
 class Patience:
@@ -171,12 +171,12 @@ class Transport:
 
 
 def _query(params: Params | None) -> str:
-    given = {key: value for key, value in (params or {}).items() if value not in (None, "")}
+    given = {key: value for key, value in (params or {}).items() if value not in (None, "", [])}
     if not given:
         return ""
     from urllib.parse import urlencode
 
-    return f"?{urlencode(given)}"
+    return f"?{urlencode(given, doseq=True)}"
 
 
 def _decoded(response: BaseHTTPResponse) -> Any:

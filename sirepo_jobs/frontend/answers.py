@@ -73,6 +73,13 @@ class JobPage(Struct, frozen=True):
     next_cursor: str | None
 
 
+class JobPartPage(Struct, frozen=True):
+    """Jobs with the fields that `view` or `fields` ask for."""
+
+    jobs: list[dict[str, Any]]
+    next_cursor: str | None
+
+
 class Attempt(Struct, frozen=True, kw_only=True):
     """One execution that is over."""
 
@@ -206,7 +213,7 @@ ANSWERS: dict[str, Answer] = {
     "GET /healthz": Answer((Health,)),
     "GET /readyz": Answer((Health,)),
     f"POST {_JOBS}": Answer((Submitted, SubmittedBatch), 201),
-    f"GET {_JOBS}": Answer((JobPage,)),
+    f"GET {_JOBS}": Answer((JobPage, JobPartPage)),
     f"PATCH {_JOBS}": Answer((ChangeResults,)),
     f"GET {_JOBS}/{{jid}}": Answer((Job,)),
     f"PATCH {_JOBS}/{{jid}}": Answer((Job,)),

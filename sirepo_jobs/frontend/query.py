@@ -6,8 +6,9 @@ The supervisor gets only canonical texts, so there is one place where a client's
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.job import State
@@ -108,6 +109,29 @@ def _state(word: str) -> str:
     return word
 
 
+def _tag(text: str) -> str:
+    name, colon, _ = text.partition(":")
+    if not colon or not name or len(text) > 601 or "\0" in text:
+        raise BadInput(f"{text[:64]!r} is not name:value")
+    return quote(text, safe=":")  # commas part the values of one parameter
+
+
+def _fields(text: str) -> str:
+    if not re.fullmatch(r"[a-z_]{1,30}(,[a-z_]{1,30}){0,40}", text):
+        raise BadInput(f"{text[:64]!r} is no list of fields; write jid,state")
+    return text
+
+
+def _instant(text: str) -> str:
+    try:
+        # a plus sign that was not encoded comes as a space
+        when = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        raise BadInput(f"{text[:64]!r} is no time; write 2030-01-31T12:00:00Z") from None
+    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+    return str(max((when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1), 0))
+
+
 def _text(most: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if len(text) > most or "\0" in text:
@@ -141,6 +165,23 @@ STATE = Parameter(
     schema={"type": "string", "examples": ["active", "error,lost"]},
 )
 USER = Parameter(_text(100), "only jobs of this user; `@me` is oneself")
+TAG = Parameter(
+    _tag,
+    "only jobs that have this label, `name:value`; may be repeated",
+    many=True,
+    schema={"type": "string", "examples": ["project:x"]},
+)
+QUEUE = Parameter(_text(100), "only jobs of this queue")
+DRIVER = Parameter(_text(100), "only jobs of this driver")
+_TIME = {"type": "string", "format": "date-time"}
+CREATED_AFTER = Parameter(_instant, "only jobs accepted at this time or later", schema=_TIME)
+CREATED_BEFORE = Parameter(_instant, "only jobs accepted before this time", schema=_TIME)
+VIEW = Parameter(
+    _one_of("minimal", "basic", "full"),
+    "how much of each job",
+    schema={"type": "string", "enum": ["minimal", "basic", "full"]},
+)
+FIELDS = Parameter(_fields, "only these fields of each job: `jid,state`", many=True)
 NAME_PREFIX = Parameter(_text(200), "only jobs whose name begins so")
 CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")
 PAGE = _number(1, 1000, "jobs on one page")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -77,12 +78,36 @@ class JobQuery(Struct, frozen=True, kw_only=True):
     #: None or empty = all.
     states: Collection[State] | None = None
     name_prefix: str | None = None
+    queue: str | None = None
+    driver: str | None = None
+    #: All of these.
+    tags: dict[str, str] = {}
+    #: Microseconds: from, inclusive, and until, exclusive.
+    created_after: int | None = None
+    created_before: int | None = None
     #: Only jobs accepted before this one: the `seq` of the last job of the page before.
     before_seq: int | None = None
     limit: int = 100
     with_spec: bool = False
 
 
+class JobPage(Struct, frozen=True):
+    """Some jobs, and where to go on: `before_seq` of the next page, None when there is nothing left."""
+
+    jobs: list[StoredJob]
+    before_seq: int | None
+
+
+#: Jobs looked at for one page, however few of them fit; the next page goes on there.
+MAX_WALK = 5000
+_STRIDE = 500
+
+
+class _Tags(Struct):
+    tags: dict[str, str] = {}
+
+
+_decode_tags = msgspec.json.Decoder(_Tags).decode
 _JOB = (jobs.c.seq, jobs.c.name, jobs.c.driver, jobs.c.queue, jobs.c.priority, jobs.c.record)
 _JOB_AND_SPEC = select(*_JOB, specs.c.spec).join(specs, specs.c.seq == jobs.c.seq)
 
@@ -142,6 +167,72 @@ def list_jobs(connection: Connection, query: JobQuery) -> list[StoredJob]:
     if query.with_spec:
         rows = rows.add_columns(specs.c.spec).join(specs, specs.c.seq == page.c.seq)
     return [_stored(row) for row in connection.execute(rows).all()]
+
+
+def find_jobs(connection: Connection, query: JobQuery) -> JobPage:
+    """A page of jobs, newest first, by everything that a `JobQuery` may ask for.
+
+    User, states and time have an index or a search in the order of acceptance. For the rest jobs are
+    looked at one after the other, `MAX_WALK` at most: a page may be short, even empty, and not the last.
+    """
+    if query.created_before is not None:
+        end = _first_since(connection, query.created_before)
+        query = replace(query, before_seq=min(end, query.before_seq) if query.before_seq is not None else end)
+    start = 0 if query.created_after is None else _first_since(connection, query.created_after)
+    found: list[StoredJob] = []
+    position, walked = query.before_seq, 0
+    choosy = bool(query.name_prefix or query.queue or query.driver or query.tags)
+    stride = _STRIDE if choosy else query.limit + 1
+    while walked < MAX_WALK:
+        step = JobQuery(
+            user=query.user,
+            states=query.states,
+            before_seq=position,
+            limit=stride,
+            with_spec=query.with_spec or bool(query.tags),
+        )
+        rows = list_jobs(connection, step)
+        for row in rows:
+            if row.record.seq < start:
+                return JobPage(found, None)
+            if not choosy or _fits(row, query):
+                if len(found) == query.limit:
+                    return JobPage(found, position)
+                found.append(row)
+            position = row.record.seq
+        walked += len(rows)
+        if len(rows) < stride:
+            return JobPage(found, None)
+    return JobPage(found, position)
+
+
+def _fits(row: StoredJob, query: JobQuery) -> bool:
+    fixed = row.fixed
+    return (
+        (not query.name_prefix or fixed.name.startswith(query.name_prefix))
+        and query.queue in (None, fixed.queue)
+        and query.driver in (None, fixed.driver)
+        and (not query.tags or query.tags.items() <= _decode_tags(fixed.spec).tags.items())
+    )
+
+
+def _first_since(connection: Connection, at: int) -> int:
+    """The first job that was accepted at an instant or later, as `seq`; behind the last one if there is none.
+
+    A search by halves: jobs are numbered in the order of their acceptance.
+    """
+    low, high = 0, (connection.execute(select(func.max(jobs.c.seq))).scalar() or 0) + 1
+    while low < high:
+        middle = (low + high) // 2
+        next_one = (
+            select(jobs.c.seq, jobs.c.created_at).where(jobs.c.seq >= middle).order_by(jobs.c.seq).limit(1)
+        )
+        row = connection.execute(next_one).first()
+        if row is None or row.created_at >= at:
+            high = middle
+        else:
+            low = row.seq + 1
+    return low
 
 
 def _parts(query: JobQuery) -> list[Select[Any]]:

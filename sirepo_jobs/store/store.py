@@ -14,7 +14,7 @@ from sirepo_jobs.tokens import TokenRow
 from . import queries
 from .claim import Claim, take_over
 from .database import Database
-from .queries import JobQuery, PendingRow, StoredJob
+from .queries import JobPage, JobQuery, PendingRow, StoredJob
 from .reader import Reader
 from .unit import AgentRow, EventRow, KeyRow, Unit
 from .writer import Writer
@@ -121,6 +121,10 @@ class Store:
     async def list_jobs(self, query: JobQuery) -> list[StoredJob]:
         """A page of jobs, newest first."""
         return await self._reader.ask(lambda connection: queries.list_jobs(connection, query))
+
+    async def find_jobs(self, query: JobQuery) -> JobPage:
+        """A page of jobs, newest first, by whatever is asked; it may be short and not the last."""
+        return await self._reader.ask(lambda connection: queries.find_jobs(connection, query))
 
     async def count_by_state(self, user: str | None) -> dict[str, int]:
         """How many jobs, of one user or of all, are in each state; states without jobs included."""

@@ -64,3 +64,22 @@ def test_explain_shows_the_end_of_stderr(system: System) -> None:
     shown = system.cli("explain", jid).stdout.decode()
     assert shown.startswith(f"Job bad ({jid}) ended in state error: exited with code 7.")
     assert shown.endswith("  line 49\n  line 50\n")
+
+
+def test_lists_by_label_queue_and_time(system: System) -> None:
+    client = system.client()
+    made = [
+        client.submit({"command": ["true"], "queue": "night", "tags": {"set": "x, y:z", "nr": str(i)}}).jid
+        for i in range(3)
+    ]
+    by_tag = [job.jid for job in client.jobs(tags={"set": "x, y:z"})]
+    assert by_tag == made[::-1]
+    assert [job.jid for job in client.jobs(tags={"set": "x, y:z", "nr": "1"}, queue="night")] == [made[1]]
+    middle = client.get(made[1]).created_at
+    assert [job.jid for job in client.jobs(created_after=middle, queue="night")] == made[:0:-1]
+    assert [job.jid for job in client.jobs(created_before=middle, queue="night")] == [made[0]]
+    page = client.transport.call("GET", "/api/v1/jobs", {"fields": "jid,queue", "queue": "night"})
+    assert page["jobs"] == [{"jid": jid, "queue": "night"} for jid in made[::-1]]
+    page = client.transport.call("GET", "/api/v1/jobs", {"view": "full", "limit": 1})
+    assert page["jobs"][0]["spec"]["command"] == ["true"]
+    assert made[2].encode() in system.cli("ps", "-a", "--tag", "nr=2").stdout

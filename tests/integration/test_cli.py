@@ -303,7 +303,7 @@ async def test_jobs_are_chosen_by_what_they_have_in_common(sh: Shell) -> None:
     fake.add("J2", state="running", name="melt")
     fake.add("J3", state="held")
     assert (await sh.run("suspend", "--tag", "project=x")).out == b"J1 suspended\n"
-    assert fake.asked[-2][1] == "/api/v1/jobs?state=running&user=%40me&limit=200"
+    assert fake.asked[-2][1] == "/api/v1/jobs?state=running&user=%40me&tag=project%3Ax&limit=200"
     assert (await sh.run("suspend", "--filter", "name=melt")).out == b"J2 suspended\n"
     assert (await sh.run("release", "--all")).out == b"J3 pending\n"
     assert (await sh.run("hold", "--filter", "state=suspended", "-a")).out == b"J1 held\nJ2 held\n"
