@@ -1,9 +1,11 @@
 """Paths, ranges, entity tags, listings and archives of a run dir, on a plain directory."""
 
+import doctest
 import io
 import os
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -14,8 +16,10 @@ from sirepo_jobs.agents import archive as archive_module
 from sirepo_jobs.agents import listing
 from sirepo_jobs.agents.archive import archive
 from sirepo_jobs.agents.run_files import Refused, RunFiles, check_regular, etag_of, open_file, walk
+from sirepo_jobs.api import files as api_files
 from sirepo_jobs.api.files import content_type, disposition
 from sirepo_jobs.byte_range import ByteRange, NoSuchRange
+from sirepo_jobs.client import files as client_files
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import FileList, ListFiles, OutputEnd
 
@@ -33,6 +37,12 @@ ODD = [
     b"-rf",
     b"\x1b[31m",
 ]
+
+
+@pytest.mark.parametrize("module", [run_path, byte_range, api_files, client_files])
+def test_examples(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted > 0) == (0, True)
 
 
 @given(st.lists(NAMES, max_size=5))
