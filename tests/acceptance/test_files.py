@@ -391,3 +391,15 @@ def test_three_hundred_megabytes_with_little_memory(own_system: System, tmp_path
     grown = {pid: round((peak[pid] - before[pid]) / 1e6, 1) for pid in pids}
     print(f"{300 / plain:.0f} MB/s plain, {300 / packed:.0f} MB/s packed, grown MB: {grown}")
     assert max(grown.values()) < 32
+
+
+def test_an_agent_that_is_killed_while_it_sends(system: System) -> None:
+    """The same file goes on at the next byte; nobody notices but the clock."""
+    client, job, run = ran(system, "head -c 60000000 /dev/urandom > big")
+    pieces = client.stream_file(job.jid, "big")
+    data = [next(pieces)]
+    for process in system.agents():
+        if process.name() == "sj-agent":
+            process.kill()
+    data += pieces
+    assert b"".join(data) == (run / "big").read_bytes()
