@@ -52,20 +52,22 @@ def ps_command(
         now = datetime.now(UTC)
         render.table(
             ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS"),
-            (
-                (
-                    job.jid,
-                    job.name or "-",
-                    job.state,
-                    job.reason or _exit_text(job) or "-",
-                    _span(job.created_at, now),
-                    _span(job.started_at, job.ended_at or now),
-                    f"{job.percent:.0f}%" if job.percent is not None else "-",
-                )
-                for job in jobs
-            ),
+            (row_of(job, now) for job in jobs),
         )
     return 0
+
+
+def row_of(job: Job, now: datetime) -> tuple[str, ...]:
+    """A job as one line of a table."""
+    return (
+        job.jid,
+        job.name or "-",
+        job.state,
+        job.reason or _exit_text(job) or "-",
+        _span(job.created_at, now),
+        _span(job.started_at, job.ended_at or now),
+        f"{job.percent:.0f}%" if job.percent is not None else "-",
+    )
 
 
 @click.command("show")

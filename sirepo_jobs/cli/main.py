@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "get": "files",
     "wait": "jobs",
     "explain": "explain",
+    "watch": "watch",
     "cancel": "verbs",
     "hold": "verbs",
     "release": "verbs",

@@ -22,6 +22,11 @@ _COLORS = {
 }
 
 
+def color(state: str) -> str:
+    """The color of a state; none where nobody wants any."""
+    return "" if os.environ.get("NO_COLOR") else _COLORS.get(state, "")
+
+
 def safe(text: str) -> str:
     """The text with everything that a terminal might obey written out as an escape.
 
