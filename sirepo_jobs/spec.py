@@ -262,7 +262,9 @@ def _check_keys(raw: Mapping[Any, Any], struct: type[Struct], pointer: str) -> N
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
             raise BadInput(
-                f"unknown key {str(key)[:64]!r}; {hint}", code="unknown_key", pointer=f"{pointer}/{key}"
+                f"unknown key {str(key)[:64]!r}; {hint}",
+                code="unknown_key",
+                pointer=f"{pointer}/{_escape(key)}",
             )
 
 

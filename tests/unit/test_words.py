@@ -111,6 +111,7 @@ def test_a_spec_becomes_canonical() -> None:
     ("raw", "pointer", "words"),
     [
         ({"comand": ["a"]}, "/comand", "did you mean 'command'"),
+        ({"command": ["a"], "a/b~c": 1}, "/a~1b~0c", "unknown key"),
         ({"command": ["a"], "limits": {"sofft": 1}}, "/limits/sofft", "did you mean 'soft'"),
         ({"command": ["a"], "resources": {"cpu": 1}}, "/resources/cpu", "did you mean 'cpus'"),
         ({"command": "a b"}, "/command", "expected `array`"),
