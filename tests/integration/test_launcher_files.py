@@ -30,6 +30,8 @@ from tests.agent_stage import Scene, open_files, scene
 SECRET = b"the secret of somebody else, outside of every run dir".ljust(64)
 OWN = b"what the job wrote itself, for everybody who may see it".ljust(64)
 RACES = 2000
+#: So often each outcome of a race must have been seen.
+ENOUGH = 20
 
 
 class Answer(NamedTuple):
@@ -150,16 +152,16 @@ async def test_a_name_that_is_swapped_with_a_link_never_leads_outside(tmp_path: 
         for swap, name in ((swap_file, b"name"), (swap_folder, b"dir/name")):
             seen: Counter[str] = Counter()
             swap()
+            # Which of the two a look meets is up to the machine: go on until it has met both. A race that
+            # does not take place at all ends by the time limit of the test.
             with meanwhile(swap):
-                for _ in range(RACES):
+                while seen.total() < RACES or min(seen["whole"], seen["link"]) <= ENOUGH:
                     answer = await files.read(name)
                     assert answer.data in (OWN, b""), answer
                     seen[answer.end.code or ("whole" if answer.data == OWN else "empty")] += 1
                     for held in (s.stage.ends, s.stage.chunks, s.stage.bases):
                         held.clear()
             print(name, dict(seen))
-            assert seen["whole"] > 20, "the race did not take place"
-            assert seen["link"] > 20, "the race did not take place"
             assert set(seen) <= {"whole", "link", "not_found", "not_directory"}
         with meanwhile(swap_file), meanwhile(swap_folder):
             for _ in range(100):
