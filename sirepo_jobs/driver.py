@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from .cluster import SlurmPolicy
 from .resources import Resources
 
 
@@ -34,10 +35,15 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     driver: str
     user: str
     image: str | None = None
+    #: Name of the cluster; there the image belongs to the job, and one agent serves all of them.
+    cluster: str | None = None
 
     @property
     def key(self) -> str:
         """A short name, equal for equal environments; usable in file names."""
+        if self.cluster is not None:
+            # SECURITY: SIR-35. A cluster's name holds no '-', so no two pairs look the same
+            return f"{self.driver}.{self.cluster}-{self.user}"
         if self.image is None:
             return f"{self.driver}-{self.user}"
         # SECURITY: before the user's name: behind it, it could be the end of another user's (SIR-35)
@@ -61,6 +67,8 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pass_env: list[str] = []
     #: File with the certificate authorities for `wss`.
     ca_file: str | None = None
+    #: Its jobs are Slurm's; None: they are processes of its own.
+    slurm: SlurmPolicy | None = None
 
 
 class Handle(Struct, frozen=True, kw_only=True):

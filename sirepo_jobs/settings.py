@@ -42,6 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     database_url: str
     drivers: tuple[str, ...]
     local_cpus: int
+    clusters_dir: Path | None
     pass_env: tuple[str, ...]
     agent_idle_secs: float
     heartbeat_secs: float
@@ -198,6 +199,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "drivers": Setting(_names, ("local",), "drivers to offer"),
     "local_cpus": Setting(_integer(1, 100_000), _own_cpus, "cpus that the local driver gives to jobs"),
+    "clusters_dir": Setting(
+        _file,
+        None,
+        "directory with one policy file, NAME.toml, for each Slurm cluster; default: there is none",
+    ),
     "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
     "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "sirepo_jobs"
 FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
-    **dict.fromkeys(["run_path", "byte_range"], 1),
+    **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file"], 1),
     # 2: pure
     **dict.fromkeys(
         ["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "explain", "tokens"], 2
@@ -73,7 +73,18 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "aiodocker": {"drivers"},
     "asyncssh": {"drivers"},
 }
-AGENTS_MAY_IMPORT = {"agents", "errors", "reasons", "resources", "job", "protocol", "run_path", "driver", ""}
+AGENTS_MAY_IMPORT = {
+    "agents",
+    "cluster",
+    "errors",
+    "reasons",
+    "resources",
+    "job",
+    "protocol",
+    "run_path",
+    "driver",
+    "",
+}
 
 
 def modules() -> dict[str, Path]:
