@@ -67,16 +67,20 @@ class Launcher:
 
     def run(self) -> None:
         """Until it is told to stop, and everything is over."""
-        self._listen_to_signals()
+        self.listen_to_signals()
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 20, 20)
-        while not self._finished():
-            for fd, event in self._poll.poll(self._timeout_ms()):
-                if event & ~select.POLLOUT:
-                    self._hear(fd)
-            self._turn()
+        while not self.finished:
+            self.turn(self._poll.poll(self.timeout_ms()))
         self._hang_up()
+
+    def turn(self, ready: list[tuple[int, int]]) -> None:
+        """Hear those of whom poll says that they have something to say, decide, and act on it."""
+        for fd, event in ready:
+            if event & ~select.POLLOUT:
+                self._hear(fd)
+        self._act()
 
     def settle(self) -> None:
         """Instead of `run`: find out what became of everything, write it down, and start nothing."""
@@ -85,7 +89,8 @@ class Launcher:
             self._desk.settle(self._recovery.step())
         self._desk.sync()
 
-    def _listen_to_signals(self) -> None:
+    def listen_to_signals(self) -> None:
+        """Let signals, and deaths of children, wake poll."""
         self._waker.setblocking(False)
         self._wake.setblocking(False)
         self._poll.register(self._waker.fileno(), select.POLLIN)
@@ -114,7 +119,7 @@ class Launcher:
                         # It is dead; its death is heard of in a moment.
                         self._poll.unregister(fd)
 
-    def _turn(self) -> None:
+    def _act(self) -> None:
         desk = self._desk
         if self._bereaved:
             self._bereaved = False
@@ -135,7 +140,8 @@ class Launcher:
         desk.decide(now)
         desk.flush(now)
 
-    def _timeout_ms(self) -> int | None:
+    def timeout_ms(self) -> int | None:
+        """How long the next turn may wait for somebody to say something; None = for ever."""
         due = [self._nursery.next_due(), self._recovery.due, self._crew.next_due(), self._desk.next_due()]
         if self._desk.disk_full:
             due.append(time.monotonic() + DISK_SECS)
@@ -206,7 +212,9 @@ class Launcher:
 
     # -- the end
 
-    def _finished(self) -> bool:
+    @property
+    def finished(self) -> bool:
+        """It was told to stop, and everything is over and told, or cannot be told."""
         if not self._desk.closing or self._desk.live or len(self._nursery):
             return False
         if not self._desk.unsaid or not self._upstream.open:

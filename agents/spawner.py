@@ -53,10 +53,13 @@ class Spawner:
 
     def __init__(self, spec: AgentSpec, lane: Lane, slate: Slate) -> None:
         self._lane = lane
+        self._poll = select.poll()
+        self._waker, self._wake = socket.socketpair()
         self._slate = slate
         self._births = Births(spec.run_root, os.environ, spec.pass_env)
         self._nursery = Nursery()
         self._nursery.on_blame = self._note_blame
+        self._lane_fd = -1
         self._words: list[FromSpawner] = []
         #: When the words must be told at the latest, by the monotonic clock.
         self._tell_at = 0.0
@@ -71,35 +74,46 @@ class Spawner:
 
     def run(self) -> None:
         """Until the launcher has hung up and the last job is over."""
-        waker, wake = socket.socketpair()
-        waker.setblocking(False)
-        wake.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        poll = select.poll()
-        poll.register(waker.fileno(), select.POLLIN)
-        poll.register(self._lane.fileno(), select.POLLIN)
-        lane_fd = self._lane.fileno()
+        self.listen()
         gc.freeze()
         gc.set_threshold(100_000, 20, 20)
-        while not self._lane.closed or len(self._nursery):
-            for fd, event in poll.poll(self._timeout_ms()):
-                if fd == lane_fd:
-                    if event & ~select.POLLOUT:
-                        self._hear(hung_up=bool(event & select.POLLHUP))
-                else:
-                    waker.recv(4096)
-                    self._reap()
-            self._tick()
-            if self._lane.closed:
-                if lane_fd >= 0:
-                    poll.unregister(lane_fd)
-                    lane_fd = -1
-                self._again.clear()
-                self._reserved.clear()
-                self._words.clear()
+        while not self.finished:
+            self.turn(self._poll.poll(self.timeout_ms()))
+
+    def listen(self) -> None:
+        """Let the launcher, and deaths of children, wake poll."""
+        self._waker.setblocking(False)
+        self._wake.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._poll.register(self._waker.fileno(), select.POLLIN)
+        self._poll.register(self._lane.fileno(), select.POLLIN)
+        self._lane_fd = self._lane.fileno()
+
+    @property
+    def finished(self) -> bool:
+        """The launcher has hung up and the last job is over."""
+        return self._lane.closed and not len(self._nursery)
+
+    def turn(self, ready: list[tuple[int, int]]) -> None:
+        """Hear those of whom poll says that they have something to say, act on it, and tell."""
+        for fd, event in ready:
+            if fd == self._lane_fd:
+                if event & ~select.POLLOUT:
+                    self._hear(hung_up=bool(event & select.POLLHUP))
             else:
-                self._tell(poll)
+                self._waker.recv(4096)
+                self._reap()
+        self._tick()
+        if self._lane.closed:
+            if self._lane_fd >= 0:
+                self._poll.unregister(self._lane_fd)
+                self._lane_fd = -1
+            self._again.clear()
+            self._reserved.clear()
+            self._words.clear()
+        else:
+            self._tell()
 
     # -- what the launcher says
 
@@ -195,7 +209,7 @@ class Spawner:
         assert child.status is not None
         self._slate.ended(child.slot, child.status)
 
-    def _tell(self, poll: select.poll) -> None:
+    def _tell(self) -> None:
         if self._words and (self._tell_at == 0.0 or time.monotonic() >= self._tell_at):
             self._lane.put(pack(self._words))
             self._words.clear()
@@ -205,7 +219,7 @@ class Spawner:
         for slot in self._told_slots:
             self._slate.wipe(slot)
         self._told_slots.clear()
-        poll.modify(self._lane.fileno(), select.POLLIN | (select.POLLOUT if self._lane.pending else 0))
+        self._poll.modify(self._lane_fd, select.POLLIN | (select.POLLOUT if self._lane.pending else 0))
 
     # -- time
 
@@ -234,7 +248,8 @@ class Spawner:
         if stat is not None:
             self._say(Spawned(ticket=child.ticket, pid=child.pid, start=stat.start, at=child.started_at))
 
-    def _timeout_ms(self) -> int | None:
+    def timeout_ms(self) -> int | None:
+        """How long the next turn may wait for somebody to say something; None = for ever."""
         due = self._nursery.next_due()
         if self._young and (due is None or self._young[0][0] < due):
             due = self._young[0][0]

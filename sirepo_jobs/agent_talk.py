@@ -29,6 +29,7 @@ class AgentTalk:
     def __init__(self, supervisor: Supervisor, *, heartbeat_secs: float) -> None:
         self._supervisor = supervisor
         self._heartbeat_secs = heartbeat_secs
+        self._sessions = 0
         self._hear: dict[type[Any], Callable[[Agent, Any], None]] = {
             protocol.Started: self._started,
             protocol.Exited: self._exited,
@@ -43,6 +44,11 @@ class AgentTalk:
         }
 
     # -- connections
+
+    def next_session(self) -> int:
+        """A number that no other connection of this epoch has."""
+        self._sessions += 1
+        return self._sessions
 
     def greet(self, agent: Agent, line: Line, hello: protocol.Hello) -> None:
         """A connection's first word: let it in and compare notes."""

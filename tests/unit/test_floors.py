@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
             "op",
             "agent_pool",
             "agent_talk",
+            "agent_line",
             "commits",
             "event_hub",
             "intake",
