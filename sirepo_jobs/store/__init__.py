@@ -3,7 +3,7 @@
     store.py       the facade `Store`; everybody else imports it from here
     unit.py        what is written: rows, and units of rows
     writer.py      the thread that writes          statements.py  what it says
-    reader.py      the threads that read           queries.py     what they ask
+    reader.py      the threads that read           queries.py, lists.py   what they ask
     claim.py       taking a database over          lock.py        who has it
     sqlite.py  postgres.py   the two kinds of database, behind database.py
     schema.py  migrations/   the tables, and how they came to be
@@ -11,12 +11,13 @@
 Nobody outside this package imports SQLAlchemy, Alembic, psycopg or sqlite3.
 """
 
-from .queries import JobQuery, PendingRow, StoredJob
+from .lists import JobPage, JobQuery
+from .queries import PendingRow, StoredJob
 from .store import Store
 from .unit import AgentRow, EventRow, KeyRow, NewJob, Unit
 
 __all__ = [
     "Store",
     "Unit", "NewJob", "EventRow", "AgentRow", "KeyRow",
-    "JobQuery", "StoredJob", "PendingRow",
+    "JobQuery", "JobPage", "StoredJob", "PendingRow",
 ]  # fmt: skip

@@ -22,14 +22,14 @@ from sqlalchemy import (
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 
 #: The newest migration; a database that is there already opens without loading Alembic.
-HEAD = "0002"
+HEAD = "0003"
 
 #: SQLite's own row number only if the type is spelled INTEGER.
 _ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 ACTIVE = tuple(sorted(HELD_BY_AGENT))
-#: Neither waiting, nor running, nor the usual end: few, and asked for by name.
-ASIDE = tuple(sorted((FINAL | {State.INACTIVE, State.HELD}) - {State.COMPLETED}))
+#: Neither waiting nor with an agent.
+AT_REST = tuple(sorted(FINAL | {State.INACTIVE, State.HELD}))
 
 
 def _any_of(states: tuple[State, ...]) -> str:
@@ -41,7 +41,7 @@ def _any_of(states: tuple[State, ...]) -> str:
 #: query that repeats its condition word for word.
 IS_PENDING = f"state = {State.PENDING.value!r}"
 IS_ACTIVE = _any_of(ACTIVE)
-IS_ASIDE = _any_of(ASIDE)
+IS_AT_REST = _any_of(AT_REST)
 
 metadata = MetaData()
 
@@ -77,7 +77,8 @@ jobs = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("queue", Text, nullable=False),
     Column("driver", Text, nullable=False),
-    Column("name", Text, nullable=False),
+    #: Ordered by code points also on PostgreSQL, so that names with one beginning stand together.
+    Column("name", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("version", BigInteger, nullable=False),
@@ -86,10 +87,12 @@ jobs = Table(
     Column("record", LargeBinary, nullable=False),
 )
 Index("jobs_by_user", jobs.c.user, jobs.c.seq)
+Index("jobs_by_name", jobs.c.name, jobs.c.user, jobs.c.seq)
 for _name, _columns, _where in (
     ("jobs_pending", (jobs.c.user, jobs.c.priority.desc(), jobs.c.seq), IS_PENDING),
     ("jobs_active", (jobs.c.seq,), IS_ACTIVE),
-    ("jobs_aside", (jobs.c.user, jobs.c.state, jobs.c.seq), IS_ASIDE),
+    ("jobs_at_rest", (jobs.c.user, jobs.c.state, jobs.c.seq), IS_AT_REST),
+    ("jobs_at_rest_of_all", (jobs.c.state, jobs.c.seq), IS_AT_REST),
 ):
     Index(_name, *_columns, sqlite_where=text(_where), postgresql_where=text(_where))
 
@@ -100,6 +103,19 @@ specs = Table(
     Column("seq", _ROW_NUMBER, ForeignKey("jobs.seq"), primary_key=True, autoincrement=False),
     Column("spec", LargeBinary, nullable=False),
 )
+
+#: The tags of each job's spec, to find jobs by; follows the spec.
+job_tags = Table(
+    "job_tags",
+    metadata,
+    Column("seq", _ROW_NUMBER, ForeignKey("jobs.seq"), primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("user", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("job_tags_of_user", job_tags.c.user, job_tags.c.name, job_tags.c.value, job_tags.c.seq)
+Index("job_tags_of_all", job_tags.c.name, job_tags.c.value, job_tags.c.seq)
 
 attempts = Table(
     "attempts",

@@ -11,15 +11,28 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import CTE, Column, ColumnElement, Dialect, Table, bindparam, column, update, values
+from sqlalchemy import (
+    CTE,
+    Column,
+    ColumnElement,
+    Dialect,
+    Table,
+    Text,
+    bindparam,
+    column,
+    delete,
+    update,
+    values,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement
 
 from sirepo_jobs.errors import StoreError
+from sirepo_jobs.job import JobRecord
 
 from .database import Database
-from .schema import agents, attempts, events, idempotency, jobs, meta, specs, tokens
-from .unit import Unit
+from .schema import agents, attempts, events, idempotency, job_tags, jobs, meta, specs, tokens
+from .unit import NewJob, Unit
 
 #: Rows per statement. 256 rows of the widest table stay far below every limit on parameters.
 _SIZES = (256, 64, 16, 4, 1)
@@ -44,6 +57,10 @@ class Statements:
         self._changed_jobs = _Statement(dialect, _update_jobs())
         self._refixed_jobs = _Statement(dialect, _update(jobs, _CHANGEABLE))
         self._refixed_specs = _Statement(dialect, _update(specs, ("seq", "spec")))
+        self._tags = _Statement(dialect, _insert(job_tags))
+        self._no_tags = str(
+            delete(job_tags).where(job_tags.c.seq == _bind(job_tags.c.seq)).compile(dialect=dialect)
+        )
         self._attempts = _Statement(dialect, _insert(attempts))
         self._events = _Statement(dialect, _insert(events))
         self._agents = _Statement(dialect, _upsert(agents, dialect))
@@ -99,6 +116,7 @@ class Statements:
                 ],
             )
             self._run(self._specs, [(job.seq, new.spec) for job, new in records])
+            self._run(self._tags, [row for job, new in records for row in _tag_rows(job, new)])
         self._run(
             self._changed_jobs,
             [
@@ -108,9 +126,12 @@ class Statements:
             ],
         )
         if unit.fixed:
-            refixed = [(unit.jobs[jid].seq, new) for jid, new in unit.fixed.items()]
-            self._run(self._refixed_jobs, [(seq, new.priority, new.name) for seq, new in refixed])
-            self._run(self._refixed_specs, [(seq, new.spec) for seq, new in refixed])
+            refixed = [(unit.jobs[jid], new) for jid, new in unit.fixed.items()]
+            self._run(self._refixed_jobs, [(job.seq, new.priority, new.name) for job, new in refixed])
+            self._run(self._refixed_specs, [(job.seq, new.spec) for job, new in refixed])
+            for job, _ in refixed:
+                self._database.run(self._no_tags, (job.seq,))
+            self._run(self._tags, [row for job, new in refixed for row in _tag_rows(job, new)])
         self._run(self._attempts, [(row.jid, row.attempt, encode(row)) for row in unit.attempts])
         self._run(
             self._events,
@@ -162,6 +183,19 @@ class Statements:
             )
 
 
+class _Tagged(msgspec.Struct):
+    tags: dict[str, str] = {}
+
+
+_decode_tags = msgspec.json.Decoder(_Tagged).decode
+
+
+def _tag_rows(job: JobRecord, fixed: NewJob) -> _Rows:
+    if b'"tags"' not in fixed.spec:
+        return []
+    return [(job.seq, name, value, job.user) for name, value in _decode_tags(fixed.spec).tags.items()]
+
+
 class _Statement:
     """One kind of row: a statement for one of them, made for many by repeating its parameters."""
 
@@ -205,7 +239,8 @@ def _shifted(group: str, by: int) -> str:
 
 
 def _bind(col: Column[Any]) -> Any:
-    return bindparam(f"{col.name}_", type_=col.type)
+    # The order of a column's texts is its own affair.
+    return bindparam(f"{col.name}_", type_=Text() if isinstance(col.type, Text) else col.type)
 
 
 def _insert(table: Table) -> ClauseElement:

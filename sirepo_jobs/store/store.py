@@ -11,10 +11,11 @@ from sirepo_jobs.errors import StoreError
 from sirepo_jobs.job import AttemptRecord
 from sirepo_jobs.tokens import TokenRow
 
-from . import queries
+from . import lists, queries
 from .claim import Claim, take_over
 from .database import Database
-from .queries import JobPage, JobQuery, PendingRow, StoredJob
+from .lists import JobPage, JobQuery
+from .queries import PendingRow, StoredJob
 from .reader import Reader
 from .unit import AgentRow, EventRow, KeyRow, Unit
 from .writer import Writer
@@ -118,17 +119,13 @@ class Store:
         """Users with jobs in the queue, and how many."""
         return await self._reader.ask(queries.pending_users)
 
-    async def list_jobs(self, query: JobQuery) -> list[StoredJob]:
-        """A page of jobs, newest first."""
-        return await self._reader.ask(lambda connection: queries.list_jobs(connection, query))
-
     async def find_jobs(self, query: JobQuery) -> JobPage:
         """A page of jobs, newest first, by whatever is asked; it may be short and not the last."""
-        return await self._reader.ask(lambda connection: queries.find_jobs(connection, query))
+        return await self._reader.ask(lambda connection: lists.find_jobs(connection, query))
 
     async def count_by_state(self, user: str | None) -> dict[str, int]:
         """How many jobs, of one user or of all, are in each state; states without jobs included."""
-        return await self._reader.ask(lambda connection: queries.count_by_state(connection, user))
+        return await self._reader.ask(lambda connection: lists.count_by_state(connection, user))
 
     async def attempts(self, jid: str) -> list[AttemptRecord]:
         """The ended attempts of a job, in order."""

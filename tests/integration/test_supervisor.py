@@ -412,8 +412,8 @@ async def test_ten_thousand_queued_jobs_are_rows(tmp_path: Path) -> None:
         assert "10000 or more of your jobs" in text
         house.cancel(last)
         assert (await house.over(jids[-1])).record.state is State.CANCELED
-        page = await house.store.list_jobs(JobQuery(user="ann", states=[State.PENDING], limit=5))
-        assert len(page) == 5
+        page = await house.store.find_jobs(JobQuery(user="ann", states=[State.PENDING], limit=5))
+        assert len(page.jobs) == 5
 
 
 async def test_a_queue_longer_than_memory_runs_to_its_end(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from sqlalchemy import create_engine, inspect, text
@@ -80,6 +81,12 @@ def a_stored(seq: int, state: State = State.PENDING, *, priority: int = 5, **cha
     return StoredJob(record, fixed)
 
 
+def tagged(job: StoredJob, tags: dict[str, str]) -> StoredJob:
+    """The job with these tags in its spec."""
+    spec = msgspec.json.encode({"command": [str(job.record.seq)], "tags": tags})
+    return StoredJob(job.record, replace(job.fixed, spec=spec))
+
+
 def an_event(seq: int, job: JobRecord) -> EventRow:
     return EventRow(
         seq=seq,
@@ -108,6 +115,11 @@ def changing(*records: JobRecord) -> Unit:
 
 def seqs(jobs: Iterable[StoredJob | PendingRow]) -> list[int]:
     return [job.seq if isinstance(job, PendingRow) else job.record.seq for job in jobs]
+
+
+async def jobs_of(store: Store, **asked: Any) -> list[StoredJob]:
+    """The first page of a list, with specs only if asked for."""
+    return (await store.find_jobs(JobQuery(**asked))).jobs
 
 
 def raw(url: str) -> Engine:
@@ -163,7 +175,7 @@ class Exercise:
             assert await store.active_jobs() == []
             assert await store.pending_users() == []
             assert await store.pending(user=None, after=None, limit=9) == []
-            assert await store.list_jobs(JobQuery(states=[State.ERROR, State.PENDING])) == []
+            assert await jobs_of(store, states=[State.ERROR, State.PENDING]) == []
             assert await store.agents() == []
             assert set((await store.count_by_state(None)).values()) == {0}
 
@@ -251,9 +263,9 @@ class Exercise:
             it.store.submit(accepting(job))
             await it.store.flushed()
             assert await it.store.jobs(["J1"]) == [job]
-            found = await it.store.list_jobs(JobQuery(user="o'hara %", name_prefix=name[:20], with_spec=True))
+            found = await jobs_of(it.store, user="o'hara %", name_prefix=name[:20], with_spec=True)
             assert found == [job]
-            assert await it.store.list_jobs(JobQuery(name_prefix="'; drop")) == []
+            assert await jobs_of(it.store, name_prefix="'; drop") == []
 
     # -- what must not be written
 
@@ -374,17 +386,17 @@ class Exercise:
         shutil.copytree(Path(str(migrations.__file__)).parent, folder)
         config = Config()
         config.set_main_option("script_location", str(folder))
-        step = folder / "versions" / "v0003_next.py"
+        step = folder / "versions" / "v9998_next.py"
         text_of_step = (
             "import sqlalchemy as sa\nfrom alembic import op\n"
-            "revision = '0003'\ndown_revision = '0002'\n"
+            f"revision = '9998'\ndown_revision = '{schema.HEAD}'\n"
             "def upgrade():\n"
             "    op.add_column('jobs', sa.Column('note', sa.Text))\n"
             "    op.execute('UPDATE jobs SET note = name')\n"
         )
         with monkeypatch.context() as patch:
             patch.setattr(migrations, "_config", lambda: config)
-            patch.setattr(migrations, "HEAD", "0003")
+            patch.setattr(migrations, "HEAD", "9998")
             step.write_text(text_of_step + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
             with pytest.raises(StoreError, match="is as it was"):
                 Store.open(url)
@@ -395,9 +407,102 @@ class Exercise:
                 assert it.store.epoch == 2  # the failed opening left no trace
             with raw(url).connect() as connection:
                 assert connection.execute(text("SELECT note FROM jobs")).scalars().all() == ["name-1"]
-                assert migrations.position(connection) == "0003"
+                assert migrations.position(connection) == "9998"
         with pytest.raises(StoreError, match="newer sirepo_jobs"):
             Store.open(url)
+
+    async def test_jobs_of_an_older_release_are_found_by_tag_and_name(self, url: str) -> None:
+        """Schema 0002 knew tags only inside the specs."""
+        from sirepo_jobs.store import migrations
+
+        async with opened(url) as it:
+            stored = [tagged(a_stored(seq, State.ERROR), {"nr": str(seq % 2)}) for seq in range(1, 8)]
+            it.store.submit(accepting(*stored, a_stored(8)))
+            await it.store.flushed()
+        with raw(url).begin() as connection:
+            connection.execute(text("DROP TABLE job_tags"))
+            for index in ("jobs_at_rest", "jobs_at_rest_of_all", "jobs_by_name"):
+                connection.execute(text(f"DROP INDEX {index}"))
+            connection.execute(text("CREATE INDEX jobs_aside ON jobs (state)"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        async with opened(url) as it:
+            assert seqs(await jobs_of(it.store, tags={"nr": "0"})) == [6, 4, 2]
+            assert seqs(await jobs_of(it.store, user="ann", tags={"nr": "1"})) == [7, 5, 3, 1]
+            assert seqs(await jobs_of(it.store, name_prefix="name-8")) == [8]
+        with raw(url).connect() as connection:
+            assert migrations.position(connection) == schema.HEAD
+            there = {index["name"] for index in inspect(connection).get_indexes("jobs")}
+            assert {index.name for index in schema.jobs.indexes} <= there
+
+    async def test_what_was_fixed_may_change(self, url: str) -> None:
+        """PATCH: name, priority, tags and limits, of many jobs at once; each list follows."""
+        stored = [tagged(a_stored(seq), {"a": "1", "keep": str(seq)}) for seq in range(1, 71)]
+        async with opened(url) as it:
+            it.store.submit(accepting(*stored))
+            await it.store.flushed()
+            changed = [
+                tagged(
+                    StoredJob(
+                        replace(job.record, version=job.record.version + 1),
+                        replace(job.fixed, name="fresh", priority=9),
+                    ),
+                    {"b": "\u00fc", "keep": str(job.record.seq)},
+                )
+                for job in stored[3:]
+            ]
+            it.store.submit(
+                Unit(
+                    fixed={job.record.jid: job.fixed for job in changed},
+                    jobs={job.record.jid: job.record for job in changed},
+                )
+            )
+            await it.store.flushed()
+            assert await it.store.jobs([job.record.jid for job in stored]) == stored[:3] + changed
+            assert seqs(await jobs_of(it.store, tags={"a": "1"})) == [3, 2, 1]
+            assert len(await jobs_of(it.store, tags={"b": "\u00fc"})) == 67
+            assert seqs(await jobs_of(it.store, tags={"b": "\u00fc", "keep": "5"})) == [5]
+            assert len(await jobs_of(it.store, name_prefix="fre")) == 67
+            first = await it.store.pending(user="ann", after=None, limit=68)
+            assert [(row.seq, row.priority) for row in first] == [*((seq, 9) for seq in range(4, 71)), (1, 5)]
+
+    async def test_a_change_in_the_same_group_as_its_job(self, url: str) -> None:
+        """Both wait for the writer and are merged: what was said last counts."""
+        job = tagged(a_stored(1), {"a": "1"})
+        record = replace(job.record, version=job.record.version + 1)
+        later = tagged(StoredJob(record, replace(job.fixed, name="later")), {"b": "2"})
+        unit = accepting(job)
+        unit.absorb(Unit(fixed={"J1": later.fixed}, jobs={"J1": record}))
+        async with opened(url) as it:
+            it.store.submit(unit)
+            await it.store.flushed()
+            assert await it.store.jobs(["J1"]) == [later]
+            assert await jobs_of(it.store, tags={"a": "1"}) == []
+            assert seqs(await jobs_of(it.store, tags={"b": "2"})) == [1]
+
+    async def test_names_are_found_by_any_beginning(self, url: str) -> None:
+        names = [
+            "melt",
+            "Melt",
+            "melt-2",
+            "mel\ud7fft",
+            "mel\ue000",
+            "\U0010ffff",
+            "\U0010ffffx",
+            "m%lt",
+            "\u00e9t\u00e9",
+        ]
+        stored = [
+            StoredJob(job.record, replace(job.fixed, name=name))
+            for job, name in ((a_stored(seq), name) for seq, name in enumerate(names, 1))
+        ]
+        async with opened(url) as it:
+            it.store.submit(accepting(*stored))
+            await it.store.flushed()
+            for prefix in {name[:n] for name in names for n in range(1, len(name) + 1)} | {"x", "mel%"}:
+                expected = [seq for seq, name in enumerate(names, 1) if name.startswith(prefix)]
+                for user in ("ann", None):
+                    found = seqs(await jobs_of(it.store, user=user, name_prefix=prefix))
+                    assert found == expected[::-1], prefix
 
     async def test_a_newer_schema_is_refused(self, url: str) -> None:
         async with opened(url) as it:
@@ -507,19 +612,22 @@ class Exercise:
                     ]
                     query = JobQuery(user=user, states=wanted, limit=5)
                     found: list[int] = []
-                    while page := seqs(await it.store.list_jobs(query)):
-                        found += page
-                        query = replace(query, before_seq=page[-1])
+                    while True:
+                        page = await it.store.find_jobs(query)
+                        found += seqs(page.jobs)
+                        if page.before_seq is None:
+                            break
+                        query = replace(query, before_seq=page.before_seq)
                     assert found == expected, (wanted, user)
             for user in ("ann", "bob", "nobody", None):
                 counts = dict.fromkeys(State, 0)
                 for job in jobs:
                     counts[job.record.state] += user in (None, job.record.user)
                 assert await it.store.count_by_state(user) == counts
-            assert seqs(await it.store.list_jobs(JobQuery(name_prefix="oth"))) == [41]
-            (plain,) = await it.store.list_jobs(JobQuery(name_prefix="other"))
+            assert seqs(await jobs_of(it.store, name_prefix="oth")) == [41]
+            (plain,) = await jobs_of(it.store, name_prefix="other")
             assert plain.fixed == replace(jobs[40].fixed, spec=b"")
-            (full,) = await it.store.list_jobs(JobQuery(name_prefix="other", with_spec=True))
+            (full,) = await jobs_of(it.store, name_prefix="other", with_spec=True)
             assert full == jobs[40]
 
     async def test_the_stream_of_events(self, url: str) -> None:

@@ -145,7 +145,9 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         query = JobQuery(user=user, states=wanted, limit=limit, before_seq=before, with_spec=True)
         newest = [seq for seq in reversed(these(wanted or State)) if before is None or seq < before]
-        assert seqs(await store.list_jobs(query)) == newest[:limit]
+        page = await store.find_jobs(query)
+        assert seqs(page.jobs) == newest[:limit]
+        assert page.before_seq == (newest[limit - 1] if len(newest) > limit else None)
         counts = {state.value: len(these([state])) for state in State}
         assert await store.count_by_state(user) == counts
         queue = [job for job in mine if job.record.state is State.PENDING]
