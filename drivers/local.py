@@ -39,6 +39,7 @@ class LocalDriver:
     """Jobs as processes of this machine, run by the user that runs the supervisor."""
 
     name = "local"
+    remote = False
 
     def __init__(
         self, *, cpus: int | None = None, memory: int | None = None, gpus: int = 0, launch_secs: float = 10.0

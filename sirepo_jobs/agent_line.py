@@ -38,7 +38,8 @@ class AgentLine:
         self._talk = talk
         self._agent = agent
         self._transport = transport
-        self._greeted = False
+        #: The other side has said hello.
+        self.greeted = False
         self._out: list[protocol.ToAgent] = []
         self._ack = 0
         self._flushing = False
@@ -50,7 +51,7 @@ class AgentLine:
     def receive(self, message: str | bytes) -> None:
         """A frame as text, or a chunk of output as bytes."""
         agent = self._agent
-        if self._greeted and agent.line is not self:
+        if self.greeted and agent.line is not self:
             return
         try:
             if isinstance(message, bytes):
@@ -58,10 +59,10 @@ class AgentLine:
                 return
             frame = protocol.decode_from_agent(message)
             messages = frame.msgs
-            if not self._greeted:
+            if not self.greeted:
                 if not messages or not isinstance(messages[0], protocol.Hello):
                     raise RemoteError("the first message must be hello")
-                self._greeted = True
+                self.greeted = True
                 self._talk.greet(agent, self, messages[0])
                 messages = messages[1:]
             elif (frame.epoch, frame.session) != (self._supervisor.store.epoch, self.session):
@@ -76,7 +77,7 @@ class AgentLine:
 
     def lost(self) -> None:
         """The connection is over, whoever ended it."""
-        if self._greeted:
+        if self.greeted:
             self._talk.lose(self._agent, self)
 
     # -- what goes

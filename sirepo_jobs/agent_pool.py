@@ -183,9 +183,14 @@ class AgentPool:
         is_wanted: Callable[[Agent], bool],
         out_of_reach: Callable[[Agent], None],
         pass_env: Iterable[str] = (),
+        remote_url: str = "",
+        ca_pem: str | None = None,
     ) -> None:
         self._root = root
+        #: Where agents call: on this machine, and (with whom they trust) from others.
         self._url = url
+        self._remote_url = remote_url
+        self._ca_pem = ca_pem
         self.drivers = drivers
         self._commits = commits
         self._tasks = tasks
@@ -304,10 +309,12 @@ class AgentPool:
 
     async def _launch(self, agent: Agent) -> None:
         agent.happen(AgentEvent.LAUNCH_ASKED)
+        remote = agent.driver.remote
         spec = AgentSpec(
             agent=agent.name,
             environment=agent.environment,
-            url=self._url,
+            url=self._remote_url if remote else self._url,
+            ca_pem=self._ca_pem if remote else None,
             token=self._token(agent.name),
             home=str(self._root / "agents" / agent.name),
             run_root=self.run_root(agent.environment.user),

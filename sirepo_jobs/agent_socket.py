@@ -1,7 +1,9 @@
 """The door for agents: Tornado's websocket as the transport of an `AgentLine`. Decides nothing."""
 
+import asyncio
+from collections import Counter
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
@@ -12,15 +14,25 @@ from .supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
+#: A caller with a token has so long to say who it is and what it holds.
+HELLO_SECS = 30.0
+#: Connections of one agent that have not said hello yet: one, and those that it gave up a moment ago.
+MAX_CALLING = 8
+
 
 class AgentSocket(WebSocketHandler):
     """One agent's connection."""
+
+    #: By agent: connections before their hello.
+    _calling: ClassVar[Counter[str]] = Counter()
 
     def initialize(self, supervisor: Supervisor, talk: AgentTalk) -> None:
         """Called by Tornado with the arguments of the route."""
         self._supervisor = supervisor
         self._talk = talk
         self._line: AgentLine | None = None
+        self._name = ""
+        self._patience: asyncio.TimerHandle | None = None
 
     def prepare(self) -> None:
         """Before the upgrade: the same check as for any other door (S14)."""
@@ -31,8 +43,29 @@ class AgentSocket(WebSocketHandler):
             _log.warning("agent refused", agent=name[:64])
             self.set_status(401)
             self.finish()
+        elif self._calling[agent.name] >= MAX_CALLING:
+            _log.warning("agent calls without a hello", agent=agent.name, calls=MAX_CALLING)
+            self.set_status(429)
+            self.finish()
         else:
+            self._name = agent.name
             self._line = AgentLine(self._supervisor, self._talk, agent, self)
+
+    def open(self, *_args: str, **_kwargs: str) -> None:
+        """After the upgrade."""
+        self._calling[self._name] += 1
+        self._patience = asyncio.get_running_loop().call_later(
+            HELLO_SECS, self.hang_up, 4408, "no hello within the time for it"
+        )
+
+    def _no_longer_calling(self) -> None:
+        """It has said hello, or will never do so; safe to repeat."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+            self._calling[self._name] -= 1
+            if not self._calling[self._name]:
+                del self._calling[self._name]
 
     def check_origin(self, origin: str) -> bool:
         """Agents are no browsers and send no Origin; whoever sends one is refused (S15)."""
@@ -46,9 +79,12 @@ class AgentSocket(WebSocketHandler):
         """A frame, or a chunk of output."""
         if self._line is not None:
             self._line.receive(message)
+            if self._line.greeted:
+                self._no_longer_calling()
 
     def on_close(self) -> None:
         """The connection is over, whoever ended it."""
+        self._no_longer_calling()
         if self._line is not None:
             self._line.lost()
 

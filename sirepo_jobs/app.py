@@ -15,9 +15,9 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from . import api, protocol
+from . import agent_door, api, tls
+from .agent_door import AgentDoor
 from .agent_pool import AgentPool
-from .agent_socket import AgentSocket
 from .agent_talk import AgentTalk
 from .driver import Driver
 from .errors import Error, StoreError
@@ -77,11 +77,15 @@ async def _serve(settings: Settings, store: Store) -> int:
 
     pid_file = rootdir.PidFile(settings.root / rootdir.SUPERVISOR_PID)
     pid_file.hold()
+    drivers = load_drivers(settings)
+    door = _agent_door(settings, drivers)
     store.start(loop, fatal)
     secret = _secret(settings.root)
-    supervisor, talk = _make_supervisor(settings, store, secret)
+    supervisor, talk = _make_supervisor(settings, store, secret, drivers, door)
     await supervisor.recover()
     server = _listen(settings, supervisor, talk, secret)
+    if door is not None:
+        door.serve(supervisor, talk)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
     supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings.agent_idle_secs))
@@ -90,15 +94,36 @@ async def _serve(settings: Settings, store: Store) -> int:
         return await ended
     finally:
         server.stop()
+        if door is not None:
+            door.close()
         await supervisor.tasks.close()
         supervisor.commits.flush()
         await store.close()
         pid_file.release()
 
 
-def _make_supervisor(settings: Settings, store: Store, secret: str) -> tuple[Supervisor, AgentTalk]:
-    drivers = load_drivers(settings)
+def _agent_door(settings: Settings, drivers: dict[str, Driver]) -> AgentDoor | None:
+    """The door for agents on other machines, bound, if the settings name one."""
+    if not settings.agent_host:
+        if far := [name for name, driver in drivers.items() if driver.remote]:
+            raise Error(
+                f"agents of driver {far[0]!r} call from other machines and have no door: set agent_host to an"
+                " address that they can reach, and agent_tls_cert_file and agent_tls_key_file"
+            )
+        return None
+    cert, key = settings.agent_tls
+    return AgentDoor(
+        settings.agent_host,
+        settings.agent_port,
+        url=settings.agent_url,
+        tls=tls.server_context(cert, key) if cert else None,
+        ca_pem=tls.authorities(settings.agent_ca_file) if settings.agent_ca_file else None,
+    )
 
+
+def _make_supervisor(
+    settings: Settings, store: Store, secret: str, drivers: dict[str, Driver], door: AgentDoor | None
+) -> tuple[Supervisor, AgentTalk]:
     def make_agents(supervisor: Supervisor) -> AgentPool:
         return AgentPool(
             root=settings.root,
@@ -111,6 +136,8 @@ def _make_supervisor(settings: Settings, store: Store, secret: str) -> tuple[Sup
             is_wanted=lambda agent: supervisor.ops.waiting_for((Need.AGENT, agent.key)) > 0,
             out_of_reach=lambda agent: talk.out_of_reach(agent),
             pass_env=settings.pass_env,
+            remote_url=door.url if door else "",
+            ca_pem=door.ca_pem if door else None,
         )
 
     supervisor = Supervisor(
@@ -124,12 +151,10 @@ def _listen(settings: Settings, supervisor: Supervisor, talk: AgentTalk, secret:
     application = Application(
         [
             *api.routes(api.House(supervisor, secret)),
-            (r"/agent", AgentSocket, {"supervisor": supervisor, "talk": talk}),
+            agent_door.route(supervisor, talk),
         ],
         log_function=lambda _handler: None,
-        websocket_max_message_size=protocol.MAX_MESSAGE_BYTES,
-        websocket_ping_interval=20,
-        websocket_ping_timeout=10,
+        **agent_door.WEBSOCKET,
     )
     server = HTTPServer(
         application,

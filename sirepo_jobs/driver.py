@@ -65,8 +65,10 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_root: str
     #: Names of variables of the agent's environment that jobs see too, besides the usual ones.
     pass_env: list[str] = []
-    #: File with the certificate authorities for `wss`.
+    #: For `wss`: the certificate authorities to trust beside none other, as a file where the agent runs,
+    #: or as PEM. None of the two: those of its system.
     ca_file: str | None = None
+    ca_pem: str | None = None
     #: Its jobs are Slurm's; None: they are processes of its own.
     slurm: SlurmPolicy | None = None
 
@@ -98,6 +100,9 @@ class Driver(Protocol):
     capacity: Resources
     #: A launch that takes longer has failed (SIR-36).
     launch_secs: float
+    #: Its agents cannot reach the root's unix socket: their `AgentSpec` has the `wss` URL of the agents'
+    #: door, and the supervisor does not start without that door.
+    remote: bool
 
     async def launch(self, spec: AgentSpec) -> Handle:
         """Start the agent, or find the one of that name. Raises `LaunchError`."""

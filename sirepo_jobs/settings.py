@@ -52,11 +52,24 @@ class Settings(Struct, frozen=True, kw_only=True):
     proxy_secret_file: Path | None
     tls_cert_file: Path | None
     tls_key_file: Path | None
+    agent_host: str
+    agent_port: int
+    agent_url: str
+    agent_tls_cert_file: Path | None
+    agent_tls_key_file: Path | None
+    agent_ca_file: Path | None
     rate_per_sec: int
     rate_burst: int
     insecure_i_know: bool
     log_level: str
     log_format: str
+
+    @property
+    def agent_tls(self) -> tuple[Path | None, Path | None]:
+        """Certificate and key of the agents' door: its own, or those of the front end."""
+        if self.agent_tls_cert_file is not None:
+            return self.agent_tls_cert_file, self.agent_tls_key_file
+        return self.tls_cert_file, self.tls_key_file
 
 
 class Setting(NamedTuple):
@@ -151,6 +164,10 @@ def _address(value: Any) -> str:
         raise BadInput(f"{value!r} is not an address; write one like 127.0.0.1, ::1 or 0.0.0.0") from None
 
 
+def _address_or_none(value: Any) -> str:
+    return _address(value) if value else ""
+
+
 def _flag(value: Any) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     found = value if isinstance(value, bool) else words.get(str(value).lower())
@@ -159,20 +176,61 @@ def _flag(value: Any) -> bool:
     return found
 
 
-def _check_door(settings: Settings, sources: Mapping[str, str]) -> None:
+def _check_doors(settings: Settings, sources: Mapping[str, str]) -> None:
     """SECURITY: S3. Tokens never travel in the clear unless somebody says that they may."""
-    if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
+    for door in ("", "agent_"):
+        cert, key = (getattr(settings, f"{door}tls_{what}_file") for what in ("cert", "key"))
+        if (cert is None) != (key is None):
+            raise BadInput(
+                f"{door}tls_cert_file and {door}tls_key_file belong together: set both, or none",
+                code="bad_setting",
+            )
+    _check_host("host", settings.host, settings.tls_cert_file, settings, sources)
+    if settings.agent_host:
+        _check_host("agent_host", settings.agent_host, settings.agent_tls[0], settings, sources)
+        _check_agent_url(settings, sources)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _check_host(
+    name: str, host: str, cert: Path | None, settings: Settings, sources: Mapping[str, str]
+) -> None:
+    if not (_is_loopback(host) or cert or settings.insecure_i_know):
+        door = name.removesuffix("host")
         raise BadInput(
-            "tls_cert_file and tls_key_file belong together: set both, or none", code="bad_setting"
-        )
-    loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    if not (loopback or settings.tls_cert_file or settings.insecure_i_know):
-        raise BadInput(
-            f"setting host ({sources['host']}): {settings.host!r} is not a loopback address, and tokens would"
-            " travel in the clear; set tls_cert_file and tls_key_file, or put a TLS proxy before it"
-            " on this machine (or say --insecure-i-know)",
+            f"setting {name} ({sources[name]}): {host!r} is not a loopback address, and tokens would"
+            f" travel in the clear; set {door}tls_cert_file and {door}tls_key_file, or put a TLS proxy before"
+            " it on this machine (or say --insecure-i-know)",
             code="bad_setting",
-            pointer="/host",
+            pointer=f"/{name}",
+        )
+
+
+def _check_agent_url(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Agents must be told something that they can call, and by TLS unless all of it stays here."""
+    url, host = settings.agent_url, settings.agent_host
+    if not url and host != "localhost" and ipaddress.ip_address(host).is_unspecified:
+        raise BadInput(
+            f"setting agent_url: agents cannot call {host}; write the name by which they reach this machine:"
+            " wss://NAME:PORT/agent",
+            code="bad_setting",
+            pointer="/agent_url",
+        )
+    if url and not re.fullmatch(r"wss?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_./~-]*)?", url):
+        raise BadInput(
+            f"setting agent_url ({sources['agent_url']}): {url!r} is not like wss://NAME:PORT/agent",
+            code="bad_setting",
+            pointer="/agent_url",
+        )
+    if url.startswith("ws:") and not settings.insecure_i_know:
+        raise BadInput(
+            f"setting agent_url ({sources['agent_url']}): over {url!r} the tokens of agents would travel in"
+            " the clear; write wss:// (or say --insecure-i-know)",
+            code="bad_setting",
+            pointer="/agent_url",
         )
 
 
@@ -217,6 +275,22 @@ SETTINGS: dict[str, Setting] = {
     ),
     "tls_cert_file": Setting(_file, None, "certificate chain of the front end, PEM; default: no TLS"),
     "tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "agent_host": Setting(
+        _address_or_none, "", "address on which agents on other machines are awaited; default: nowhere"
+    ),
+    "agent_port": Setting(_integer(0, 65535), 8422, "port of that door; 0 picks a free one"),
+    "agent_url": Setting(
+        _text,
+        "",
+        "what these agents call: wss://NAME:PORT/agent; default: made from agent_host and agent_port",
+    ),
+    "agent_tls_cert_file": Setting(
+        _file, None, "certificate chain of that door, PEM; default: that of the front end"
+    ),
+    "agent_tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "agent_ca_file": Setting(
+        _file, None, "certificate authorities that agents trust, PEM; default: those of their system"
+    ),
     "rate_per_sec": Setting(
         _integer(0, 1_000_000), 200, "requests per second of one user in the long run; 0: no limit"
     ),
@@ -260,7 +334,7 @@ def load(
     if not values["database_url"]:
         values["database_url"] = f"sqlite:///{values['root']}/jobs.db"
     settings = Settings(**values)
-    _check_door(settings, sources)
+    _check_doors(settings, sources)
     return Loaded(settings, sources)
 
 

@@ -21,6 +21,7 @@ class ScriptedDriver:
 
     name = "local"
     launch_secs = 5.0
+    remote = False
 
     def __init__(self, *script: str, cpus: int = 2) -> None:
         self.script = list(script) or ["ok"]

@@ -9,8 +9,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from sirepo_jobs import api
-from sirepo_jobs.agent_socket import AgentSocket
+from sirepo_jobs import agent_door, api
 from sirepo_jobs.app import _unix_socket
 from sirepo_jobs.frontend import auth, rootdir
 from sirepo_jobs.frontend.audit import AuditLog
@@ -43,7 +42,7 @@ class Service(Stage):
         supervisor = self.house.supervisor
         table = [
             *api.routes(api.House(supervisor, SECRET)),
-            (r"/agent", AgentSocket, {"supervisor": supervisor, "talk": self.house.talk}),
+            agent_door.route(supervisor, self.house.talk),
         ]
         self.door = HTTPServer(Application(table, log_function=lambda _handler: None))
         self.door.add_socket(_unix_socket(self.root))

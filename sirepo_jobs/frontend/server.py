@@ -21,6 +21,7 @@ from tornado.netutil import bind_sockets
 
 from sirepo_jobs import logs
 from sirepo_jobs.errors import BadInput
+from sirepo_jobs.tls import server_context
 
 from . import audit, auth, limits, rootdir
 from .audit import AuditLog
@@ -139,7 +140,7 @@ def run_frontend(
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Says `listening on URL` when it is ready."""
     rootdir.prepare(root)
-    tls = tls_context(tls_cert_file, tls_key_file) if tls_cert_file else None
+    tls = server_context(tls_cert_file, tls_key_file) if tls_cert_file else None
     _more_descriptors()
     pid_file = rootdir.PidFile(root / rootdir.FRONTEND_PID)
     pid_file.hold()
@@ -182,21 +183,6 @@ async def _serve(
         log.info("ending", extra={"requests": len(frontend.exchanges)})
     finally:
         await frontend.stop()
-
-
-def tls_context(cert: Path, key: Path | None) -> ssl.SSLContext:
-    """TLS 1.2 or later with this certificate (S47). Raises `BadInput` for files that cannot be used."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(cert, key, password=lambda: "")
-    except (OSError, ValueError) as exc:  # also what OpenSSL says of their content
-        why = exc.strerror if isinstance(exc, FileNotFoundError | PermissionError) else None
-        raise BadInput(
-            f"TLS certificate {cert} and key {key} cannot be used: {why or 'not PEM, locked, or not a pair'}",
-            code="bad_setting",
-        ) from None
-    return context
 
 
 def _more_descriptors() -> None:

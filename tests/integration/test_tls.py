@@ -12,7 +12,7 @@ import trustme
 from sirepo_jobs import settings
 from sirepo_jobs.client import Client
 from sirepo_jobs.errors import BadInput, Unavailable
-from sirepo_jobs.frontend.server import tls_context
+from sirepo_jobs.tls import server_context
 from tests.acceptance.conftest import System
 
 
@@ -87,4 +87,4 @@ def test_files_that_are_no_pair_are_named(pair: tuple[Path, Path], tmp_path: Pat
     other.write_text("nothing")
     for cert, key in ((other, pair[1]), (pair[0], other), (tmp_path / "missing", pair[1])):
         with pytest.raises(BadInput, match="cannot be used"):
-            tls_context(cert, key)
+            server_context(cert, key)
