@@ -18,6 +18,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ["events", "lifecycle", "slots", "scheduler", "driver", "drivers.slurm_text", "explain", "tokens"], 2
     ),
+    "agent_bundle": 2,
     # 3: the shell, the store, both outer sides
     **dict.fromkeys(
         [
@@ -37,7 +38,7 @@ FLOORS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["store", "drivers", "agents", "rootdir", "logs", "tls"], 3),
+    **dict.fromkeys(["store", "drivers", "agents", "rootdir", "logs", "tls", "bundler"], 3),
     # 4: doors
     **dict.fromkeys(["frontend", "agent_door", "agent_socket", "api", "views", "client"], 4),
     # 5: puts the house together
