@@ -54,6 +54,7 @@ setup(
         "sirepo_jobs.cli",
         "sirepo_jobs.client",
         "sirepo_jobs.drivers",
+        "sirepo_jobs.drivers.sbatch",
         "sirepo_jobs.frontend",
         "sirepo_jobs.store",
         "sirepo_jobs.store.migrations",
@@ -67,6 +68,9 @@ setup(
     package_data={"sirepo_jobs": ["py.typed"]},
     entry_points={
         "console_scripts": ["sirepo-jobs = sirepo_jobs.cli.main:main"],
-        "sirepo_jobs.drivers": ["local = sirepo_jobs.drivers.local:LocalDriver"],
+        "sirepo_jobs.drivers": [
+            "local = sirepo_jobs.drivers.local:LocalDriver",
+            "sbatch = sirepo_jobs.drivers.sbatch:SbatchDriver",
+        ],
     },
 )

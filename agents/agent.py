@@ -3,11 +3,13 @@
 import asyncio
 import os
 import random
+import socket
 import ssl
 import sys
 import time
 from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -124,6 +126,15 @@ def _trust(spec: AgentSpec) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=spec.ca_file, cadata=spec.ca_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def reach(spec: AgentSpec, secs: float) -> None:
+    """Open the connection that a `wss` URL needs, and close it again. Raises `OSError` or `ValueError`."""
+    url = urlsplit(spec.url)
+    if url.scheme != "wss" or not url.hostname:
+        raise ValueError(f"{spec.url} is no wss URL")
+    with socket.create_connection((url.hostname, url.port or 443), secs) as plain:
+        _trust(spec).wrap_socket(plain, server_hostname=url.hostname).close()
 
 
 def main(spec: AgentSpec, lane: Lane) -> None:

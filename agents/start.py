@@ -4,6 +4,9 @@ start   read an AgentSpec (JSON) on stdin, see to it that its launcher runs in t
         `launcher.json`. Doing it twice finds the first.
 run     the same in the foreground: for containers and service managers.
 stop    read an AgentSpec on stdin; end its launcher and everything that it ever began.
+reach   read an AgentSpec on stdin; see whether its URL answers from here, with a certificate that fits.
+version print what this is, and do nothing.
+relay   read a path on stdin; carry one caller of that unix socket over stdin and stdout (relay.py).
 """
 
 import fcntl
@@ -19,14 +22,18 @@ from typing import Final, NoReturn
 import msgspec
 from msgspec import Struct
 
-from sirepo_jobs.agents import process
+from sirepo_jobs import __version__
+from sirepo_jobs.agents import process, relay
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.driver import AgentSpec
 
+VERBS: Final = ("start", "run", "stop", "reach", "relay", "version")
 #: How long `start` waits for a launcher that another `start` is just starting.
 FIND_SECS: Final = 8.0
 #: `stop` waits so long for the launcher to end its jobs, then does it itself.
 STOP_SECS: Final = 6.0
+#: A connection that takes longer is none.
+REACH_SECS: Final = 10.0
 MAX_LOG_BYTES: Final = 1 << 20
 
 
@@ -42,19 +49,38 @@ class LauncherFile(Struct, frozen=True, kw_only=True):
 
 def main(argv: list[str]) -> int:
     """Do one verb; the exit status."""
-    if len(argv) != 1 or argv[0] not in ("start", "run", "stop"):
-        sys.stderr.write(f"usage: python -P -m sirepo_jobs.agents start|run|stop\n{__doc__}")
+    if len(argv) != 1 or argv[0] not in VERBS:
+        sys.stderr.write(f"usage: python -P -m sirepo_jobs.agents {'|'.join(VERBS)}\n{__doc__}")
         return 2
+    if argv[0] == "version":
+        sys.stdout.write(f"sirepo_jobs {__version__}, Python {sys.version.split()[0]}\n")
+        return 0
+    if argv[0] == "relay":
+        return relay.main()
     try:
         spec = msgspec.json.decode(sys.stdin.buffer.read(), type=AgentSpec)
     except msgspec.DecodeError as exc:
         sys.stderr.write(f"stdin is no AgentSpec: {exc}\n")
         return 2
+    if argv[0] == "reach":
+        return _reach(spec)
     os.umask(0o077)
     os.makedirs(spec.home, 0o700, exist_ok=True)
     if argv[0] == "stop":
         return _stop(spec)
     return _start(spec) if argv[0] == "start" else _run(spec)
+
+
+def _reach(spec: AgentSpec) -> int:
+    """Whether an agent with this spec could call from here. The token is not shown to anybody."""
+    from sirepo_jobs.agents import agent
+
+    try:
+        agent.reach(spec, REACH_SECS)
+    except (OSError, ValueError) as exc:
+        sys.stdout.write(f"{exc}\n")
+        return 1
+    return 0
 
 
 def read_launcher_file(home: str) -> LauncherFile | None:

@@ -23,6 +23,7 @@ from .driver import AgentSpec, Driver, Environment, Fate, Handle
 from .errors import LaunchError, Unavailable
 from .events import AgentEvent, AgentState
 from .lifecycle import agent_step
+from .login import has_logins
 from .op import Awaited, Need, Op
 from .reasons import Reason
 from .resources import Resources
@@ -43,6 +44,8 @@ FIRST_STANDBY = 2
 MAX_OPS = 4096
 #: How often the driver is asked about an agent that is out of reach.
 LOOK_SECS = 1.0
+#: How often it is looked whether somebody waits still for one that cannot be launched.
+BLOCKED_SECS = 60.0
 #: A connection may blink for so long before its jobs are called lost (two heartbeats, SYS-13).
 AWAY_SECS = 30.0
 #: An agent that is told to end may take so long before it is ended.
@@ -88,6 +91,7 @@ class Agent:
         self.readers = 0
         #: Why it is not there, for people.
         self.trouble = ""
+        self.trouble_reason = Reason.LAUNCH_FAILED
         self.failures = 0
         #: For people: when it came into its state, and when it is launched again (microseconds).
         self.since = time.time_ns() // 1000
@@ -98,6 +102,8 @@ class Agent:
         self.mean_secs: float | None = None
         self.host = ""
         self.version = ""
+        #: What it says that it asked of its scheduler, by name.
+        self.counters: dict[str, int] = {}
         #: Set while the line is open.
         self.there = asyncio.Event()
         #: Set while it is not.
@@ -124,8 +130,15 @@ class Agent:
         self._owner.bring(self)
         raise Awaited((Need.AGENT, self.key), *self.why_not())
 
+    @property
+    def blocked(self) -> tuple[Reason, str] | None:
+        """Why its driver can do nothing before somebody acts: a login, most often."""
+        return self.driver.trouble(self.environment) if has_logins(self.driver) else None
+
     def why_not(self) -> tuple[Reason, str]:
         """Why the agent is not there, for the job that waits for it."""
+        if self.state is not AgentState.DRAINING and (blocked := self.blocked) is not None:
+            return blocked
         match self.state:
             case AgentState.LAUNCHING:
                 return Reason.AGENT_STARTING, f"agent {self.name} is starting"
@@ -134,7 +147,7 @@ class Agent:
             case AgentState.UNREACHABLE:
                 return Reason.AGENT_UNREACHABLE, f"agent {self.name} has lost its connection; {self.trouble}"
         if self.trouble:
-            return Reason.LAUNCH_FAILED, f"agent {self.name} could not be started: {self.trouble}"
+            return self.trouble_reason, f"agent {self.name} could not be started: {self.trouble}"
         return Reason.AGENT_STARTING, f"agent {self.name} is about to be started"
 
     @property
@@ -214,9 +227,11 @@ class AgentPool:
         """The agent of that name, if anybody ever wanted it."""
         return self._agents.get(name)
 
-    def run_root(self, user: str) -> str:
-        """Where the run dirs of a user's jobs lie."""
-        return str(self._root / "users" / user / "jobs")
+    def run_root(self, user: str, agent: str | None = None) -> str:
+        """Where the run dirs of a user's jobs lie: where that agent says, else on this machine."""
+        found = self._agents.get(agent or "")
+        there = found.handle.data.get("run_root") if found is not None and found.handle is not None else None
+        return str(there or self._root / "users" / user / "jobs")
 
     def at(self, environment: Environment) -> Agent:
         """The agent for an environment; made, not launched, when it is new.
@@ -298,6 +313,9 @@ class AgentPool:
             if agent.state is AgentState.OFFLINE:
                 if not agent.ops and not self._is_wanted(agent):
                     return
+                if agent.blocked is not None:
+                    await self._unblocked(agent)
+                    continue
                 if agent.failures:
                     pause = LAUNCH_PAUSES_SECS[min(agent.failures, len(LAUNCH_PAUSES_SECS)) - 1]
                     agent.next_try_at = time.time_ns() // 1000 + int(pause * 1e6)
@@ -306,6 +324,15 @@ class AgentPool:
                 await self._launch(agent)
             else:
                 await self._look(agent)
+
+    async def _unblocked(self, agent: Agent) -> None:
+        """Wait until its driver may get on; nothing is tried meanwhile (F134), and its jobs say why."""
+        self._wake(agent)
+        if has_logins(agent.driver):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BLOCKED_SECS):
+                    await agent.driver.change(agent.environment)
+        agent.failures = 0
 
     async def _launch(self, agent: Agent) -> None:
         agent.happen(AgentEvent.LAUNCH_ASKED)
@@ -330,6 +357,7 @@ class AgentPool:
                 await agent.there.wait()
         except (LaunchError, TimeoutError) as exc:
             agent.failures += 1
+            agent.trouble_reason = exc.reason if isinstance(exc, LaunchError) else Reason.LAUNCH_FAILED
             agent.trouble = str(exc) or f"it did not call within {agent.driver.launch_secs:g} s of its launch"
             _log.warning("launch failed", agent=agent.name, failures=agent.failures, why=agent.trouble)
             await self._clear_half_started(agent)

@@ -126,7 +126,11 @@ class AgentTalk:
         """The agent has been away for longer than a connection may blink: say so at its jobs."""
         for job in self._supervisor.jobs.active():
             if job.record.agent == agent.name and job.record.state is not State.LOST:
-                self._lost(job, f"agent {agent.name} is out of reach; the job may well be running")
+                reason, why = agent.blocked or (
+                    Reason.AGENT_UNREACHABLE,
+                    f"agent {agent.name} is out of reach",
+                )
+                self._lost(job, f"{why}; the job may well be running", reason)
 
     # -- messages
 

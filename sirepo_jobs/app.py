@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import structlog
 from tornado.httpserver import HTTPServer
@@ -19,9 +20,12 @@ from . import agent_door, api, tls
 from .agent_door import AgentDoor
 from .agent_pool import AgentPool
 from .agent_talk import AgentTalk
+from .cluster import ClusterPolicy
+from .cluster_file import parse_policy
 from .driver import Driver
 from .errors import Error, StoreError
 from .frontend import rootdir
+from .login import has_logins
 from .op import Need
 from .settings import Settings
 from .store import Store
@@ -58,7 +62,32 @@ def load_drivers(settings: Settings, found: Iterable[EntryPoint] | None = None) 
     missing = [name for name in settings.drivers if name not in points]
     if missing:
         raise Error(f"no driver {missing[0]!r} is installed; there are: {', '.join(sorted(points))}")
-    return {name: points[name].load()(cpus=settings.local_cpus) for name in settings.drivers}
+    return {name: points[name].load()(**_options(name, settings)) for name in settings.drivers}
+
+
+def _options(name: str, settings: Settings) -> dict[str, Any]:
+    """What a driver is made with."""
+    if name != "sbatch":
+        return {"cpus": settings.local_cpus}
+    ca_file = settings.agent_ca_file
+    return {
+        "clusters": _clusters(settings.clusters_dir),
+        "bundle_dir": settings.bundle_dir,
+        "state_dir": settings.root / "clusters",
+        "ca_pem": tls.authorities(ca_file) if ca_file else None,
+    }
+
+
+def _clusters(directory: Path | None) -> dict[str, ClusterPolicy]:
+    """The policies of a directory. Raises `Error`: a cluster that is not understood is not left out."""
+    if directory is None:
+        raise Error("driver 'sbatch' needs the setting clusters_dir: a directory of files NAME.toml")
+    try:
+        files = sorted(directory.glob("*.toml"))
+        policies = [parse_policy(file.stem, file.read_text()) for file in files]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise Error(f"clusters_dir {directory} cannot be read: {exc}") from None
+    return {policy.name: policy for policy in policies}
 
 
 async def _serve(settings: Settings, store: Store) -> int:
@@ -97,6 +126,9 @@ async def _serve(settings: Settings, store: Store) -> int:
         if door is not None:
             door.close()
         await supervisor.tasks.close()
+        for driver in drivers.values():
+            if has_logins(driver):
+                await driver.close()
         supervisor.commits.flush()
         await store.close()
         pid_file.release()

@@ -25,7 +25,11 @@ class SshPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     #: Keys or certificate authorities of every host above (S56). A host that is not in it is not talked to.
     known_hosts: str
     auth: tuple[AuthKind, ...] = ("key", "keyboard-interactive", "password")
+    #: User there of a user of the service, `{user}` filled in. Who logs in with credentials of their own may
+    #: name another.
+    username: str = "{user}"
     #: Private key of the service for a user, `{user}` filled in; "" where users bring their own credentials.
+    #: SECURITY: used for `username` only, so it must be a key of that user alone.
     key_file: str = ""
     #: Directory of ours on the cluster, seen by login and compute nodes; `{user}` (its user there) must be in
     #: it unless it begins with `~/`, the user's home.
@@ -82,3 +86,5 @@ class ClusterPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     description: str = ""
     ssh: SshPolicy
     slurm: SlurmPolicy = SlurmPolicy()
+    #: Jobs are processes of the host itself: a workstation without Slurm. Never for a login node.
+    processes: bool = False

@@ -18,6 +18,8 @@ Messages carry values and say what to do: "cpus=64, this driver has 2; ask for a
 
 from typing import ClassVar
 
+from .reasons import Reason
+
 
 class Error(Exception):
     """Something went wrong that we foresaw."""
@@ -103,10 +105,12 @@ class LaunchError(Error):
     code = "launch_failed"
     http_status = 503
 
-    def __init__(self, message: str, *, retry: bool) -> None:
+    def __init__(self, message: str, *, retry: bool, reason: Reason = Reason.LAUNCH_FAILED) -> None:
         super().__init__(message)
         #: Whether launching again may help.
         self.retry = retry
+        #: What the jobs that wait for it say.
+        self.reason = reason
 
 
 class StoreError(Error):

@@ -12,6 +12,7 @@ import msgspec
 from .compute_job import ComputeJob
 from .errors import BadInput, Conflict, Unavailable
 from .job import JobRecord, State, ulid
+from .login import has_logins
 from .spec import JobSpec
 from .store.unit import KeyRow, NewJob
 from .supervisor import Supervisor
@@ -46,8 +47,10 @@ class Intake:
             raise Unavailable(f"no new jobs can be accepted now: {store.degraded}")
         if store.waiting > MAX_WAITING:
             raise Unavailable(f"the disk is slow: {store.waiting} commits wait for it; try again in a moment")
-        for place, spec in enumerate(specs):
-            self._check(spec, f"/jobs/{place}" if len(specs) > 1 else "")
+        pointers = [f"/jobs/{place}" if len(specs) > 1 else "" for place in range(len(specs))]
+        for spec, pointer in zip(specs, pointers, strict=True):
+            self._check(spec, pointer)
+        specs = [self._on_cluster(spec, pointer) for spec, pointer in zip(specs, pointers, strict=True)]
         if key is None:
             return await self._make(user, specs, None), True
         if not 0 < len(key) <= MAX_KEY_CHARS:
@@ -80,6 +83,25 @@ class Intake:
                 code="unsatisfiable",
                 pointer=f"{pointer}/resources",
             )
+
+    def _on_cluster(self, spec: JobSpec, pointer: str) -> JobSpec:
+        """The spec with its cluster named, where its driver has clusters. Raises `BadInput`."""
+        driver = self._supervisor.agents.drivers[spec.driver]
+        if not has_logins(driver):
+            if spec.cluster is not None:
+                raise BadInput(
+                    f"driver {spec.driver!r} has no clusters; say driver: sbatch",
+                    pointer=f"{pointer}/cluster",
+                )
+            return spec
+        names = [policy.name for policy in driver.policies()]
+        if spec.cluster is None and len(names) == 1:
+            return msgspec.structs.replace(spec, cluster=names[0])
+        if spec.cluster not in names:
+            what = f"there is no cluster {spec.cluster!r}" if spec.cluster else "cluster: say which one"
+            there_are = ", ".join(names) or "none"
+            raise BadInput(f"{what}; there are: {there_are}", pointer=f"{pointer}/cluster")
+        return spec
 
     async def _answer_again(self, row: KeyRow, digest: bytes) -> list[JobRecord]:
         if row.digest != digest:

@@ -28,6 +28,7 @@ MAX_BATCH = 10_000
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_CLUSTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,99}")
 #: Names that the launcher sets; a job may not pretend.
 RESERVED_ENV_PREFIX = "SIREPO_JOBS_"
@@ -75,6 +76,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     jid: str = ""
     env: dict[str, str] = {}
     driver: str = "local"
+    #: Of the driver `sbatch`; may be left out where there is one only.
+    cluster: str | None = None
     image: str | None = None
     resources: Resources = Resources()
     limits: Limits = Limits()
@@ -330,6 +333,8 @@ def _check(spec: JobSpec, pointer: str) -> None:
         refuse("name", f"has {len(spec.name)} characters, at most {MAX_NAME_CHARS} are allowed")
     if spec.jid and not _JID.fullmatch(spec.jid):
         refuse("jid", "use letters, digits, '-', '_' and '.', at most 100, beginning with a letter or digit")
+    if spec.cluster is not None and not _CLUSTER.fullmatch(spec.cluster):
+        refuse("cluster", f"{spec.cluster[:64]!r} is not a cluster's name")
     for field in ("driver", "queue"):
         if not _WORD.fullmatch(getattr(spec, field)):
             refuse(field, f"{getattr(spec, field)[:64]!r} is not a name")

@@ -80,6 +80,13 @@ def unheard(job: ComputeJob, at: int) -> NotStarted:
     )
 
 
+def environment_of(spec: JobSpec, user: str) -> Environment:
+    """Where a job may run. On a cluster the image is the job's own affair, not its agent's."""
+    if spec.cluster is not None:
+        return Environment(driver=spec.driver, user=user, cluster=spec.cluster)
+    return Environment(driver=spec.driver, user=user, image=spec.image)
+
+
 class Supervisor:
     """The brain: jobs, queue, ops and agents of one store."""
 
@@ -308,7 +315,7 @@ class Supervisor:
 
     def environment(self, job: ComputeJob) -> Environment:
         """Where the job may run."""
-        return Environment(driver=job.spec.driver, user=job.record.user, image=job.spec.image)
+        return environment_of(job.spec, job.record.user)
 
     def shape(self, job: ComputeJob) -> Shape:
         """What the scheduler needs to know of it."""
@@ -482,7 +489,7 @@ class Supervisor:
         entries = []
         for row in rows:
             spec = _decode_spec(row.spec)
-            environment = Environment(driver=row.driver, user=row.user, image=spec.image)
+            environment = environment_of(spec, row.user)
             shape = Shape(row.driver, environment.key, spec.resources)
             entries.append(Entry(-row.priority, row.seq, row.jid, row.user, shape))
         self.scheduler.feed(user, entries, complete=len(rows) < PAGE)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-import msgspec
 import pytest
 
 from sirepo_jobs.driver import AgentSpec, Driver, Fate, Handle
@@ -27,6 +26,10 @@ class World(Protocol):
 
     def spec(self, agent: str) -> AgentSpec:
         """For an agent of that name."""
+        ...
+
+    def broken(self, spec: AgentSpec) -> AgentSpec:
+        """The spec, such that nothing can be launched with it."""
         ...
 
     async def hello(self, agent: str, count: int) -> Hello:
@@ -146,7 +149,7 @@ async def nonsense_is_unknown_and_never_raised_by_look(world: World) -> None:
 
 async def launch_says_why_it_failed(world: World) -> None:
     driver = world.driver()
-    spec = msgspec.structs.replace(world.spec("a"), home="/proc/no/such/home")
+    spec = world.broken(world.spec("a"))
     with pytest.raises(LaunchError) as caught:
         await driver.launch(spec)
     assert str(caught.value)

@@ -6,6 +6,7 @@ from tornado.web import RequestHandler
 
 from sirepo_jobs.tokens import TOKEN_ID
 
+from .clusters import Cluster, ClusterCheck, Clusters, Login, LoginAnswer
 from .explain import Explain
 from .files import Files
 from .handler import House
@@ -33,6 +34,11 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/api/v1/events", Events),
         (r"/api/v1/agents", Agents),
         (r"/api/v1/agents/stop", StopAgents),
+        (r"/api/v1/clusters", Clusters),
+        (r"/api/v1/clusters/([a-z0-9_]{1,32})", Cluster),
+        (r"/api/v1/clusters/([a-z0-9_]{1,32})/login", Login),
+        (r"/api/v1/clusters/([a-z0-9_]{1,32})/login/([A-Za-z0-9_-]{1,32})", LoginAnswer),
+        (r"/api/v1/clusters/([a-z0-9_]{1,32})/check", ClusterCheck),
         (r"/api/v1/stats", Stats),
         (r"/api/v1/tokens", Tokens),
         (rf"/api/v1/tokens/({TOKEN_ID})", Token),

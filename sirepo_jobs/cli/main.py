@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "retry": "verbs",
     "suspend": "verbs",
     "resume": "verbs",
+    "cluster": "cluster",
     "token": "tokens",
     "audit": "audit",
     "doctor": "doctor",

@@ -26,6 +26,7 @@ _OPTIONS = (
         "--env", "-e", metavar="NAME=VALUE", multiple=True, help="Set a variable; NAME alone takes yours."
     ),
     click.option("--driver", help="Where it runs: local, ..."),
+    click.option("--cluster", help="Slurm cluster, for driver sbatch."),
     click.option("--image", help="Container image to run it in."),
     click.option("--tag", metavar="NAME=VALUE", multiple=True, help="A label to find it by."),
     click.option("--priority", "-p", type=click.IntRange(0, 10), help="0 to 10; 5 is usual."),
@@ -59,7 +60,17 @@ def make_spec(command: tuple[str, ...], options: dict[str, Any]) -> dict[str, An
     Units stay texts and values unchecked: the service has one place that reads them.
     """
     spec: dict[str, Any] = {"command": list(command)}
-    for name in ("name", "jid", "driver", "image", "priority", "queue", "max_attempts", "progress"):
+    for name in (
+        "name",
+        "jid",
+        "driver",
+        "cluster",
+        "image",
+        "priority",
+        "queue",
+        "max_attempts",
+        "progress",
+    ):
         spec[name] = options.get(name)
     spec["resources"] = _given({name: options.get(name) for name in ("cpus", "memory", "gpus")})
     spec["limits"] = _given(

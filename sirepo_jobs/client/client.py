@@ -26,6 +26,8 @@ from .where import Place, find
 Spec = JobSpec | Mapping[str, Any]
 #: One blocking query; longer waits ask again.
 _WAIT_SECS = 60.0
+#: Checking a cluster may bring it an agent.
+_CHECK_SECS = 600.0
 
 
 class Client(AbstractContextManager["Client"]):
@@ -317,6 +319,38 @@ class Client(AbstractContextManager["Client"]):
         """
         return server_events(self.transport, after)
 
+    def clusters(self) -> list[dict[str, Any]]:
+        """Slurm clusters, and how each stands for the caller."""
+        answer: list[dict[str, Any]] = self.transport.call("GET", "/api/v1/clusters")["clusters"]
+        return answer
+
+    def login(self, cluster: str, order: Mapping[str, str]) -> dict[str, Any]:
+        """Begin to log in there; `state` says whether it asks (`prompts`), or is over."""
+        path = f"{_cluster(cluster)}/login"
+        answer: dict[str, Any] = self.transport.call(
+            "POST", path, body=msgspec.json.encode(dict(order)), repeat=False
+        )
+        return answer
+
+    def answer_login(self, cluster: str, login: str, answers: Sequence[str]) -> dict[str, Any]:
+        """Answer the prompts, in order; with no answers, see how it stands."""
+        path = f"{_cluster(cluster)}/login/{quote(login, safe='')}"
+        body = msgspec.json.encode({"answers": list(answers)})
+        answer: dict[str, Any] = self.transport.call("POST", path, body=body, repeat=False)
+        return answer
+
+    def logout(self, cluster: str) -> dict[str, Any]:
+        """End the connection; jobs there go on."""
+        answer: dict[str, Any] = self.transport.call("DELETE", f"{_cluster(cluster)}/login")
+        return answer
+
+    def check_cluster(self, cluster: str) -> dict[str, Any]:
+        """Everything that a job there will need, looked at; may take a minute."""
+        answer: dict[str, Any] = self.transport.call(
+            "POST", f"{_cluster(cluster)}/check", repeat=False, read_secs=_CHECK_SECS
+        )
+        return answer
+
     def create_token(
         self,
         user: str,
@@ -342,6 +376,10 @@ class Client(AbstractContextManager["Client"]):
         path = f"/api/v1/tokens/{quote(token_id, safe='')}"
         answer: dict[str, Any] = self.transport.call("DELETE", path)
         return answer
+
+
+def _cluster(name: str) -> str:
+    return f"/api/v1/clusters/{quote(name, safe='')}"
 
 
 def _path(jid: str) -> str:

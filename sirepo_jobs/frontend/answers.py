@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, Struct, UnsetType
 
 from sirepo_jobs.job import State, Usage
+from sirepo_jobs.login import Check, ClusterView, LoginView
 from sirepo_jobs.reasons import Fault, Reason
 from sirepo_jobs.spec import JobSpec
 from sirepo_jobs.tokens import Role, Scope
@@ -144,6 +145,19 @@ class AgentList(Struct, frozen=True):
     agents: list[Agent]
 
 
+class ClusterList(Struct, frozen=True):
+    """Slurm clusters, by name."""
+
+    clusters: list[ClusterView]
+
+
+class CheckList(Struct, frozen=True):
+    """What was looked at, in order."""
+
+    cluster: str
+    checks: list[Check]
+
+
 class Token(Struct, frozen=True, kw_only=True):
     """A token without its secret."""
 
@@ -224,6 +238,12 @@ ANSWERS: dict[str, Answer] = {
         for verb in ("cancel", "hold", "release", "retry", "suspend", "resume")
     },
     "GET /api/v1/agents": Answer((AgentList,)),
+    "GET /api/v1/clusters": Answer((ClusterList,)),
+    "GET /api/v1/clusters/{cluster}": Answer((ClusterView,)),
+    "POST /api/v1/clusters/{cluster}/login": Answer((LoginView,)),
+    "POST /api/v1/clusters/{cluster}/login/{login}": Answer((LoginView,)),
+    "DELETE /api/v1/clusters/{cluster}/login": Answer((ClusterView,)),
+    "POST /api/v1/clusters/{cluster}/check": Answer((CheckList,)),
     "POST /api/v1/tokens": Answer((TokenMade,), 201),
     "GET /api/v1/tokens": Answer((TokenList,)),
     "DELETE /api/v1/tokens/{token}": Answer((Token,)),

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from sirepo_jobs import __version__, spec
+from sirepo_jobs.login import LoginAnswers, LoginOrder
 from sirepo_jobs.resources import MAX_BYTES, MAX_SECS
 from sirepo_jobs.tokens import MAX_LIFE_SECS, MAX_NAME_CHARS, TokenOrder
 
@@ -104,13 +105,13 @@ _PROBLEMS = {
 
 
 @functools.cache
-def document_bytes(server: str = "") -> bytes:
-    """The document as it is served to clients that call us `server`."""
-    return msgspec.json.encode(document(server=server))
+def document_bytes() -> bytes:
+    """The document as it is served."""
+    return msgspec.json.encode(document())
 
 
-def document(routes: tuple[Route, ...] = ROUTES, *, server: str = "") -> dict[str, Any]:
-    """The document of these routes; without `server` they are below the root of whoever serves it."""
+def document(routes: tuple[Route, ...] = ROUTES) -> dict[str, Any]:
+    """The document of these routes."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -122,7 +123,7 @@ def document(routes: tuple[Route, ...] = ROUTES, *, server: str = "") -> dict[st
             "description": "Runs work in the background, and says what became of it.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": server or "/"}],
+        "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
             "schemas": _schemas(),
@@ -225,6 +226,10 @@ def _body(route: Route) -> dict[str, Any] | None:
             "schema": {"$ref": _REF.format(name="TokenOrder")},
             "examples": {"user": {"value": _EXAMPLES["TokenOrder"]}},
         }
+    if "/clusters/" in route.path and route.kind is Kind.ORDER:
+        return {
+            "schema": {"$ref": _REF.format(name="LoginAnswers" if route.path.endswith("}") else "LoginOrder")}
+        }
     if route.method == "PATCH":
         one = {"$ref": _REF.format(name="Changes")}
         many = {"type": "array", "items": one, "minItems": 1, "maxItems": spec.MAX_CHANGES}
@@ -291,7 +296,8 @@ def _problem(status: int) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     types = [kind for answer in ANSWERS.values() for kind in answer.types]
     _, schemas = msgspec.json.schema_components(
-        [*dict.fromkeys(types), spec.JobSpec, spec.Changes, TokenOrder, Problem], ref_template=_REF
+        [*dict.fromkeys(types), spec.JobSpec, spec.Changes, TokenOrder, LoginOrder, LoginAnswers, Problem],
+        ref_template=_REF,
     )
     found: dict[str, Any] = dict(schemas)
     for name, more in _MORE.items():

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from sirepo_jobs import run_path, spec, tokens
+from sirepo_jobs import login, run_path, spec, tokens
 from sirepo_jobs.errors import NotFound
 
-from . import query
+from . import limits, query
 from .auth import Scope
 from .problems import MethodNotAllowed
 from .query import Parameter
@@ -55,6 +55,8 @@ class Route(NamedTuple):
     body: Callable[[bytes], bytes] | None = None
     #: Its body may be as large as a submission.
     large: bool = False
+    #: How long the supervisor may take to answer, beside what `wait` asks for.
+    answer_secs: float = limits.ANSWER_SECS
 
 
 def _order(body: bytes) -> bytes:
@@ -76,6 +78,14 @@ def _change(body: bytes) -> bytes:
 
 def _changes(body: bytes) -> bytes:
     return msgspec.json.encode(spec.parse_changes(body))
+
+
+def _login(body: bytes) -> bytes:
+    return msgspec.json.encode(login.parse_login(body))
+
+
+def _answers(body: bytes) -> bytes:
+    return msgspec.json.encode(login.parse_answers(body))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -175,6 +185,40 @@ ROUTES: tuple[Route, ...] = (
         "Changes of jobs as server-sent events",
         {"after": query.AFTER},
     ),
+    Route("GET", "/api/v1/clusters", Kind.FORWARD, Scope.JOBS_READ, "Slurm clusters, as they stand for you"),
+    Route("GET", "/api/v1/clusters/{cluster}", Kind.FORWARD, Scope.JOBS_READ, "One cluster"),
+    Route(
+        "POST",
+        "/api/v1/clusters/{cluster}/login",
+        Kind.ORDER,
+        Scope.JOBS_SUBMIT,
+        "Log in; answered when the cluster asks something, or it is over",
+        body=_login,
+        large=True,
+    ),
+    Route(
+        "POST",
+        "/api/v1/clusters/{cluster}/login/{login}",
+        Kind.ORDER,
+        Scope.JOBS_SUBMIT,
+        "Answer what the cluster asks",
+        body=_answers,
+    ),
+    Route(
+        "DELETE",
+        "/api/v1/clusters/{cluster}/login",
+        Kind.FORWARD,
+        Scope.JOBS_SUBMIT,
+        "Log out; jobs there go on",
+    ),
+    Route(
+        "POST",
+        "/api/v1/clusters/{cluster}/check",
+        Kind.FORWARD,
+        Scope.JOBS_SUBMIT,
+        "Look at everything that a job there will need",
+        answer_secs=limits.CHECK_SECS,
+    ),
     Route(
         "POST", "/api/v1/tokens", Kind.ORDER, Scope.ADMIN, "Make a token; it is shown this once", {}, _order
     ),
@@ -194,6 +238,8 @@ PLACES = {
     "jid": r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}",
     "stream": "stdout|stderr",
     "token": tokens.TOKEN_ID,
+    "cluster": "[a-z][a-z0-9_]{0,31}",
+    "login": "[A-Za-z0-9_-]{1,32}",
     "path": r"[!-~]+",
 }
 

@@ -40,6 +40,9 @@ class LocalWorld:
             run_root=f"{self._path}/run",
         )
 
+    def broken(self, spec: AgentSpec) -> AgentSpec:
+        return msgspec.structs.replace(spec, home="/proc/no/such/home")
+
     async def hello(self, agent: str, count: int) -> Hello:
         if agent not in self.stages:
             self.stages[agent] = Stage(self._path / f"{agent}.socket")

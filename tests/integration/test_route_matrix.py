@@ -39,6 +39,8 @@ LIST = Row(401, 200, 200, 200, 200)
 LOOK = Row(401, 200, 404, 200, 200)
 #: To change an object.
 CHANGE = Row(401, 200, 404, 403, 200)
+#: To change an object that is not there.
+NOWHERE = Row(401, 404, 404, 403, 404)
 
 EXPECTED: dict[str, Row] = {
     "GET /healthz": OPEN,
@@ -66,6 +68,13 @@ EXPECTED: dict[str, Row] = {
     f"POST {JOBS}/{{jid}}/resume": CHANGE,
     "GET /api/v1/agents": LIST,
     "GET /api/v1/events": LIST,
+    "GET /api/v1/clusters": LIST,
+    # there are no clusters here
+    "GET /api/v1/clusters/{cluster}": Row(401, 404, 404, 404, 404),
+    "POST /api/v1/clusters/{cluster}/login": NOWHERE,
+    "POST /api/v1/clusters/{cluster}/login/{login}": NOWHERE,
+    "DELETE /api/v1/clusters/{cluster}/login": NOWHERE,
+    "POST /api/v1/clusters/{cluster}/check": NOWHERE,
     "POST /api/v1/tokens": Row(401, 403, 403, 403, 201),
     "GET /api/v1/tokens": LIST,
     "DELETE /api/v1/tokens/{token}": CHANGE,
@@ -76,6 +85,8 @@ BODIES: dict[str, Any] = {
     f"PATCH {JOBS}": [{"jid": "J1", "priority": 7}],
     f"PATCH {JOBS}/{{jid}}": {"priority": 7},
     "POST /api/v1/tokens": {"user": "eve"},
+    "POST /api/v1/clusters/{cluster}/login": {},
+    "POST /api/v1/clusters/{cluster}/login/{login}": {"answers": []},
 }
 
 
@@ -87,7 +98,9 @@ class Village(NamedTuple):
     tokens: dict[str, str]
 
     def path(self, route: Route) -> str:
-        return route.path.format(jid=self.jid, stream="stdout", token=self.token_id, path="stdout")
+        return route.path.format(
+            jid=self.jid, stream="stdout", token=self.token_id, path="stdout", cluster="dev", login="L"
+        )
 
     async def knock(
         self, method: str, path: str, who: str, body: Any = None
