@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file
 from sirepo_jobs.agents.nursery import Child
 from sirepo_jobs.agents.process import MARK_ENV, marks_work, set_mark
@@ -70,6 +71,7 @@ class Births:
             return _never(spawn, exc)
         if not made:
             return _begun_before(spawn, path)
+        failpoints.hit("birth.dir_made")
         opened: list[int] = []
         try:
             os.chdir(path)
@@ -79,6 +81,7 @@ class Births:
         except OSError as exc:
             _undo(path, opened)
             return _never(spawn, exc)
+        failpoints.hit("birth.files_made")
         return self._spawn(spawn, path, opened)
 
     def _spawn(self, spawn: Spawn, path: str, opened: list[int]) -> Child | Over:
@@ -119,6 +122,7 @@ class Births:
             over = _not_executable(spawn, exc, name, search, at)
             exit_file.write(path, spawn.jid, spawn.serial, spawn.attempt, over)
             return over
+        failpoints.hit("birth.spawned")
         return Child(spawn, pid, path, at, time.monotonic(), out, err)
 
     def _environment(self, spawn: Spawn, path: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file, process
 from sirepo_jobs.agents.birth import never
 from sirepo_jobs.agents.crew import Crew, Place, start_of
@@ -338,10 +339,13 @@ class Desk:
         # POSIT: nothing is asked for before its intent is in the journal, and nothing is told before
         # its record is on disk (C1).
         self.disk_full = not self._journal.write()
+        failpoints.hit("journal.written")
         self._crew.flush(begin=not self.disk_full)
+        failpoints.hit("spawners.told")
         if self._outbox.unsynced and now >= self._next_sync and not self.disk_full:
             self._journal.sync()
             self._outbox.synced()
+            failpoints.hit("journal.synced")
             self._next_sync = time.monotonic() + (GROUP_SECS if self._roster.standby else 0.0)
         self._upstream.flush(self._outbox)
         if self._journal.long and not self.disk_full:

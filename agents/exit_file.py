@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents import words
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
@@ -69,7 +70,9 @@ def write(run_path: str, jid: str, serial: int, attempt: int, over: words.Over) 
         finally:
             os.close(fd)
         if written == len(data):
+            failpoints.hit("exit_file.before_rename")
             os.rename(part, path)
+            failpoints.hit("exit_file.in_place")
             return
     except OSError:
         pass

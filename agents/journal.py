@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents.outbox import Kept
 from sirepo_jobs.agents.roster import Key
 from sirepo_jobs.protocol import Durable, Exited, Started
@@ -185,7 +186,9 @@ class Journal:
             while rest:
                 rest = rest[os.write(fd, rest) :]
             os.fsync(fd)
+            failpoints.hit("journal.before_replace")
             os.rename(part, self._path)
+            failpoints.hit("journal.replaced")
             _sync_dir(os.path.dirname(self._path))
         except OSError:
             os.close(fd)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file, process
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.job import Usage
@@ -230,6 +231,7 @@ class Nursery:
                     if on_helper is not None:
                         on_helper(pid, status)
                 continue
+            failpoints.hit("nursery.reaped")
             child.status = status
             child.rusage = rusage
             self._dying[child.ticket] = child

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents.attempts import Attempts
 from sirepo_jobs.agents.link import Link
 from sirepo_jobs.agents.listing import Listings
@@ -66,6 +67,7 @@ class Session:
         self._link.say(FromRelay(hail=True))
         frame = FromAgentFrame(agent=self._agent, msgs=[await self._hello])
         await self._connection.send(encode(frame), text=True)
+        failpoints.hit("session.hello_sent")
         await self._receive_welcome()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -74,6 +76,7 @@ class Session:
                 tasks.create_task(self._readings.serve(), name="readings")
                 tasks.create_task(self._listings.serve(), name="listings")
                 tasks.create_task(self._beat(), name="heartbeat")
+                tasks.create_task(self._listen_for_life(), name="life")
                 tasks.create_task(self._tell_progress(), name="progress")
         except ExceptionGroup as group:
             # Whichever task noticed first: the connection is over.
@@ -116,6 +119,7 @@ class Session:
                 messages, self._waiting = self._waiting, []
                 for data in self._frames(messages):
                     await self._connection.send(data, text=True)
+            failpoints.hit("session.sent")
             self._link.pause(False)
 
     def _frames(self, messages: list[FromAgent]) -> Iterator[bytes]:
@@ -139,6 +143,17 @@ class Session:
             await asyncio.sleep(self._heartbeat_secs)
             self.say(Heartbeat(at=time.time_ns() // 1000, held=len(self._attempts)))
 
+    async def _listen_for_life(self) -> None:
+        """Notice within two heartbeats that the other end is gone without a word (F061, F062)."""
+        while True:
+            await asyncio.sleep(self._heartbeat_secs)
+            answer = await self._connection.ping()
+            try:
+                async with asyncio.timeout(self._heartbeat_secs):
+                    await answer
+            except TimeoutError:
+                raise TimeoutError(f"no sign of life for {2 * self._heartbeat_secs:g} s") from None
+
     async def _tell_progress(self) -> None:
         async for progress in self._attempts.progress():
             self.say(progress)
@@ -148,6 +163,7 @@ class Session:
     async def _receive_welcome(self) -> None:
         while True:
             received = decode_to_agent(await self._connection.recv(decode=False))
+            failpoints.hit("session.welcomed")
             found = [message for message in received.msgs if isinstance(message, Welcome | Stop)]
             for message in found:
                 if isinstance(message, Welcome):
@@ -190,5 +206,6 @@ class Session:
                     pass
                 case _:
                     raise RemoteError(f"{type(message).__name__} is nothing to say to an agent")
+        failpoints.hit("session.obeying")
         if ack or for_launcher:
             self._link.say(FromRelay(session=self._session, epoch=self._epoch, ack=ack, msgs=for_launcher))

@@ -31,8 +31,6 @@ MAX_STRANGERS = 1000
 #: How every websocket of ours is kept.
 WEBSOCKET: dict[str, Any] = {
     "websocket_max_message_size": protocol.MAX_MESSAGE_BYTES,
-    "websocket_ping_interval": 20,
-    "websocket_ping_timeout": 10,
 }
 
 

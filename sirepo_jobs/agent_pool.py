@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from . import protocol
+from . import failpoints, protocol
 from .commits import Commits
 from .driver import AgentSpec, Driver, Environment, Fate, Handle
 from .errors import LaunchError, Unavailable
@@ -349,9 +349,11 @@ class AgentPool:
         )
         self.save(agent)
         await self._commits.durable()  # intent before the act (C1)
+        failpoints.hit("launch.after_intent")
         try:
             async with asyncio.timeout(agent.driver.launch_secs):
                 agent.handle = await agent.driver.launch(spec)
+            failpoints.hit("launch.after_launch")
             self.save(agent)
             async with asyncio.timeout(agent.driver.launch_secs):
                 await agent.there.wait()

@@ -33,6 +33,8 @@ class AgentSocket(WebSocketHandler):
         self._line: AgentLine | None = None
         self._name = ""
         self._patience: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._alive = True
 
     def prepare(self) -> None:
         """Before the upgrade: the same check as for any other door (S14)."""
@@ -53,6 +55,7 @@ class AgentSocket(WebSocketHandler):
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         """After the upgrade."""
+        self._watch = asyncio.create_task(self._listen_for_life())
         self._calling[self._name] += 1
         self._patience = asyncio.get_running_loop().call_later(
             HELLO_SECS, self.hang_up, 4408, "no hello within the time for it"
@@ -75,8 +78,30 @@ class AgentSocket(WebSocketHandler):
         """None: compression costs ten times the memory of a connection and opens the door to bombs (F069)."""
         return None
 
+    async def _listen_for_life(self) -> None:
+        """Notice within two heartbeats that the other end is gone without a word (F061, F062)."""
+        clock = asyncio.get_running_loop().time
+        secs = self._talk.heartbeat_secs
+        while True:
+            asked_at, self._alive = clock(), False
+            with suppress(WebSocketClosedError):
+                self.ping()
+            await asyncio.sleep(secs)
+            # Where this process itself stood still, the answer may wait to be read (F010).
+            if not self._alive and clock() - asked_at < 1.5 * secs:
+                break
+        if self._line is not None:
+            self._line.hang_up(4408, f"no sign of life for {secs:g} s")
+            # The closing handshake would be waited for, and nobody is there to answer it.
+            self._line.lost()
+
+    def on_pong(self, _data: bytes) -> None:
+        """The other end lives."""
+        self._alive = True
+
     def on_message(self, message: str | bytes) -> None:
         """A frame, or a chunk of output."""
+        self._alive = True
         if self._line is not None:
             self._line.receive(message)
             if self._line.greeted:
@@ -85,6 +110,8 @@ class AgentSocket(WebSocketHandler):
     def on_close(self) -> None:
         """The connection is over, whoever ended it."""
         self._no_longer_calling()
+        if self._watch is not None and self._watch is not asyncio.current_task():
+            self._watch.cancel()
         if self._line is not None:
             self._line.lost()
 

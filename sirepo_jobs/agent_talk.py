@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from . import events, protocol
+from . import events, failpoints, protocol
 from .agent_pool import Agent, Line
 from .compute_job import ComputeJob
 from .errors import RemoteError
@@ -28,7 +28,8 @@ class AgentTalk:
 
     def __init__(self, supervisor: Supervisor, *, heartbeat_secs: float) -> None:
         self._supervisor = supervisor
-        self._heartbeat_secs = heartbeat_secs
+        #: Who is silent for two of them is not there any more (F061, F062).
+        self.heartbeat_secs = heartbeat_secs
         self._sessions = 0
         self._hear: dict[type[Any], Callable[[Agent, Any], None]] = {
             protocol.Started: self._started,
@@ -56,7 +57,7 @@ class AgentTalk:
             raise RemoteError(f"agent {agent.name} called itself {hello.agent}")
         fresh = bool(agent.install) and agent.install != hello.install
         self._supervisor.agents.connected(agent, line, hello)
-        line.say(protocol.Welcome(acked=0, heartbeat_secs=self._heartbeat_secs))
+        line.say(protocol.Welcome(acked=0, heartbeat_secs=self.heartbeat_secs))
         held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
         for job in self._supervisor.jobs.active():
             if job.record.agent == agent.name:
@@ -136,6 +137,7 @@ class AgentTalk:
 
     def hear(self, agent: Agent, line: Line, messages: list[Any]) -> None:
         """Everything in one frame, in order; durable messages are acknowledged after the commit."""
+        failpoints.hit("talk.heard")
         last = 0
         for message in messages:
             heed = self._hear.get(type(message))
@@ -148,7 +150,7 @@ class AgentTalk:
                 _log.warning("agent said what cannot be", agent=agent.name, why=str(exc))
             last = getattr(message, "seq", last)
         if last:
-            self._supervisor.commits.after(partial(line.acknowledge, last))
+            self._supervisor.commits.after(partial(_acknowledge, line, last))
 
     def _job(self, agent: Agent, message: protocol.Attempt) -> ComputeJob | None:
         """The job that a message speaks of, if it is this agent's to speak of (I26)."""
@@ -271,3 +273,8 @@ class AgentTalk:
                 message=message,
             ),
         )
+
+
+def _acknowledge(line: Line, seq: int) -> None:
+    failpoints.hit("talk.before_ack")
+    line.acknowledge(seq)

@@ -159,7 +159,7 @@ def _make_supervisor(
     def make_agents(supervisor: Supervisor) -> AgentPool:
         return AgentPool(
             root=settings.root,
-            url=f"unix:{settings.root / rootdir.SOCKET}",
+            url=f"unix:{settings.agent_socket or settings.root / rootdir.SOCKET}",
             drivers=drivers,
             commits=supervisor.commits,
             tasks=supervisor.tasks,

@@ -9,6 +9,7 @@ import os
 
 import msgspec
 
+from . import failpoints
 from .compute_job import ComputeJob
 from .errors import BadInput, Conflict, Unavailable
 from .job import JobRecord, State, ulid
@@ -132,7 +133,9 @@ class Intake:
                 self._supervisor.commits.unit.keys.append(row)
             self._supervisor.dispatch()
             records = [job.record for job in jobs]
+            failpoints.hit("submit.before_commit")
             await self._supervisor.commits.durable()
+            failpoints.hit("submit.after_commit")
             return records
         finally:
             self._jids.difference_update(chosen)

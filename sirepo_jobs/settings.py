@@ -47,6 +47,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pass_env: tuple[str, ...]
     agent_idle_secs: float
     heartbeat_secs: float
+    agent_socket: Path | None
     job_cache_size: int
     queue_window: int
     max_body_bytes: int
@@ -271,6 +272,9 @@ SETTINGS: dict[str, Setting] = {
     "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
     "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
+    "agent_socket": Setting(
+        _file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"
+    ),
     "job_cache_size": Setting(_integer(1, 10_000_000), 1000, "jobs kept in memory beside the active ones"),
     "queue_window": Setting(
         _integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from . import protocol
+from . import failpoints, protocol
 from .agent_pool import Agent, AgentPool
 from .commits import Commits
 from .compute_job import ComputeJob, JobTable
@@ -133,6 +133,7 @@ class Supervisor:
 
     async def recover(self) -> None:
         """Know again what was under way before the restart: agents, attempts, the queue (SIR-L1, SYS-16)."""
+        failpoints.hit("recover.begin")
         await self.tokens.load()
         for row in await self.store.agents():
             self.agents.restore(row)
@@ -151,6 +152,7 @@ class Supervisor:
         for pool in self.agents.pools.values():
             self.ops.wake((Need.CPUS, pool.name))
         self.dispatch_soon()
+        failpoints.hit("recover.end")
 
     def _strand(self, job: ComputeJob) -> None:
         record = job.record
@@ -411,6 +413,7 @@ class Supervisor:
                 # nobody else can end it: an agent has nothing to say of what it never heard of
                 self.tell(job, unheard(job, self.now()))
             return
+        failpoints.hit("dispatch.after_intent")
         op.told = True
         spec = job.spec
         agent.line.say(
@@ -431,6 +434,7 @@ class Supervisor:
                 spec=msgspec.Raw(job.fixed.spec),
             )
         )
+        failpoints.hit("dispatch.after_say")
 
     def send_cancel(self, job: ComputeJob, attempt: int, grace_secs: float) -> None:
         """Tell the agent to end this attempt; safe to repeat, and repeated when the agent comes back."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.errors import StoreError
 
 from .claim import Claim, let_go
@@ -180,7 +181,9 @@ class Writer:
         self._database.begin()
         if self._statements.fence(self._epoch, self._number + 1):
             self._statements.write(group)
+            failpoints.hit("store.before_commit")
             self._database.commit()
+            failpoints.hit("store.after_commit")
         else:
             # An earlier try was committed though it looked as if it was not.
             self._database.rollback()

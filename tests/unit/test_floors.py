@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "sirepo_jobs"
 FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
-    **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file"], 1),
+    **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file", "failpoints"], 1),
     # 2: pure
     **dict.fromkeys(
         [
@@ -95,6 +95,7 @@ AGENTS_MAY_IMPORT = {
     "job",
     "protocol",
     "run_path",
+    "failpoints",
     "driver",
     "",
 }
