@@ -191,7 +191,7 @@ class Readings:
             if live and reading.ask.follow:
                 reading.idle = True  # it has not begun
                 return None
-            self._end(reading, f"{reading.ask.stream} does not exist")
+            self._end(reading, f"{reading.ask.stream} does not exist", "not_found")
             return None
         except (OSError, Refused) as exc:
             self._end(reading, str(exc))
@@ -213,6 +213,6 @@ class Readings:
         self._end(reading)
         return None
 
-    def _end(self, reading: Reading, error: str = "") -> None:
+    def _end(self, reading: Reading, error: str = "", code: str = "") -> None:
         self.remove(reading.ask.op_id)
-        self._say(OutputEnd(op_id=reading.ask.op_id, offset=reading.offset, error=error))
+        self._say(OutputEnd(op_id=reading.ask.op_id, offset=reading.offset, error=error, code=code))

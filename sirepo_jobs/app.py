@@ -129,7 +129,7 @@ async def _serve(settings: Settings, store: Store) -> int:
         for driver in drivers.values():
             if has_logins(driver):
                 await driver.close()
-        supervisor.commits.flush()
+        supervisor.commits.close()
         await store.close()
         pid_file.release()
 

@@ -20,6 +20,7 @@ class Commits:
         self._loop = loop
         self._unit = Unit()
         self._scheduled = False
+        self._closed = False
 
     @property
     def unit(self) -> Unit:
@@ -42,6 +43,11 @@ class Commits:
     def flush(self) -> None:
         """Hand the open unit to the store now."""
         self._scheduled = False
-        if self._unit:
+        if self._unit and not self._closed:
             unit, self._unit = self._unit, Unit()
             self._store.submit(unit)
+
+    def close(self) -> None:
+        """Hand over what there is, and nothing after it: what happens later is neither kept nor told."""
+        self.flush()
+        self._closed = True

@@ -79,10 +79,12 @@ class Readings:
         offset: int,
         limit: int | None,
         follow: bool,
+        begun: bool = True,
     ) -> AsyncGenerator[bytes | memoryview, None]:
         """Chunks of `stream` from `offset` on; ends at the end of the file, or with `follow` of the attempt.
 
-        The next chunk is asked for when the reader comes back for it. Raises `Unavailable` when the
+        The next chunk is asked for when the reader comes back for it. Of an attempt that is not known to have
+        `begun`, a file that does not exist has no bytes. Raises `Unavailable` when the
         agent cannot be had or cannot read.
         """
         jid, serial = job.record.jid, job.record.serial
@@ -108,7 +110,7 @@ class Readings:
                     yield chunk
         finally:
             self.close(reading)
-        if reading.error:
+        if reading.error and (begun or reading.code != "not_found"):
             raise Unavailable(f"the output of {jid} cannot be read: {reading.error}")
 
     async def flow(self, reading: Reading) -> AsyncGenerator[bytes | memoryview, None]:

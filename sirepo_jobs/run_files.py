@@ -40,6 +40,8 @@ class RunDir(NamedTuple):
     attempt: int
     path: str
     agent: "Agent"
+    #: It is known to have had a process; else there may be no files, and that is no error.
+    begun: bool = True
 
 
 class OpenFile:

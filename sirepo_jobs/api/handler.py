@@ -16,7 +16,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized
+from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized, Unavailable
 from sirepo_jobs.intake import Intake
 from sirepo_jobs.job import State
 from sirepo_jobs.supervisor import Supervisor
@@ -64,9 +64,19 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(encode(body))
 
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """What has begun is cut, not finished: nobody shall take it for the whole (I13)."""
+        if self._headers_written and not self._finished:
+            self.detach().close()
+            return
+        super().send_error(status_code, **kwargs)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Every error is a problem (RFC 9457); what we did not foresee says no more than that (S63)."""
         exc = kwargs.get("exc_info", (None, None))[1]
+        if exc is None and status_code == 500:
+            # Tornado answers so for a request that is canceled, as all are when we end (F009).
+            exc = Unavailable("the supervisor is ending; ask again", code="ending")
         if isinstance(exc, Error):
             status_code, code, detail = exc.http_status, exc.code, str(exc)
         else:

@@ -47,6 +47,7 @@ class Logs(Handler):
                     offset=offset,
                     limit=limit,
                     follow=follow and attempt == job.record.attempt,
+                    begun=where.begun,
                 )
             )
 

@@ -2,7 +2,7 @@
 
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import NotFound
-from sirepo_jobs.job import State
+from sirepo_jobs.job import FINAL, JobRecord, State
 from sirepo_jobs.run_files import RunDir
 from sirepo_jobs.supervisor import Supervisor
 
@@ -12,13 +12,13 @@ async def run_dir(supervisor: Supervisor, job: ComputeJob, attempt: int) -> RunD
     found = await _stored(supervisor, job, attempt)
     if found is None:
         return None
-    path, name = found
+    path, name, begun = found
     # an agent that nobody has heard of since the restart is brought anew, for the same environment
     agent = supervisor.agents.get(name) or supervisor.agents.at(supervisor.environment(job))
-    return RunDir(job.record.jid, job.record.serial, attempt, path, agent)
+    return RunDir(job.record.jid, job.record.serial, attempt, path, agent, begun)
 
 
-async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tuple[str, str] | None:
+async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tuple[str, str, bool] | None:
     record = job.record
     if not 0 <= attempt <= record.attempt:
         raise NotFound(
@@ -27,11 +27,22 @@ async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tupl
     if attempt == 0:
         return None
     if attempt == record.attempt and record.state is not State.PENDING:
-        if record.started_at is None:
+        if not record.run_dir or not record.agent or not _may_have_files(record):
             return None
-        return (record.run_dir, record.agent) if record.run_dir and record.agent else None
+        return record.run_dir, record.agent, record.started_at is not None
     await supervisor.commits.durable()
     for row in await supervisor.store.attempts(record.jid):
-        if row.attempt == attempt and row.run_dir and row.agent and row.started_at is not None:
-            return row.run_dir, row.agent
+        if row.attempt == attempt and row.run_dir and row.agent and row.proof != "never_claimed":
+            return row.run_dir, row.agent, row.started_at is not None
     return None
+
+
+def _may_have_files(record: JobRecord) -> bool:
+    """Whether the present attempt may have written anything.
+
+    That nobody saw it start says nothing once its agent is out of reach, or whoever watched over it was
+    killed: then only a look into its run dir tells.
+    """
+    if record.started_at is not None or record.state is State.LOST:
+        return True
+    return record.state in FINAL and record.proof != "never_claimed"

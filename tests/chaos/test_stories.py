@@ -1,0 +1,117 @@
+"""Bugs that chaos found, told as stories; and what only whole processes can show."""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from urllib3.exceptions import HTTPError
+
+from sirepo_jobs.errors import Unavailable
+from tests.chaos.plan import Plan, stream
+from tests.chaos.world import World, eventually, world
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[World]:
+    with world() as it:
+        # The agent is there before anything is to happen to it.
+        with contextlib.closing(it.client()) as client:
+            client.wait(client.submit({"command": ["true"]}).jid, timeout=60)
+        yield it
+
+
+def test_output_of_an_attempt_that_nobody_saw_start_is_served(here: World) -> None:
+    """I13: its spawner was killed between the birth and the first word about it (chaos, seed 12)."""
+    key = f"{here.path.name}-unseen"
+    plan = Plan(out=300_000, msecs=60_000)
+    with contextlib.closing(here.client()) as client:
+        # The spawner stands still behind the birth until the job has written everything; then it dies.
+        here.fire("birth.spawned", "sleep 60")
+        jid = client.submit(plan.spec(key, here.witness)).jid
+        out = here.root / f"users/root/jobs/{jid}/1/stdout"
+        out = eventually(lambda: next(iter(here.root.glob(f"users/*/jobs/{jid}/1/stdout")), None), 30, "born")
+        eventually(lambda: out.stat().st_size == plan.out, 30, "everything is written")
+        asleep = int(eventually(lambda: here.noted("fired"), 10, "it sleeps")[-1].split()[1])
+        os.kill(asleep, signal.SIGKILL)
+        job = client.wait(jid, timeout=60)
+        assert (job.state, job.reason, job.exit_code) == ("error", "AGENT_LOST", None)
+        assert b"".join(client.logs(jid)) == stream(key, 1, "stdout", plan.out)
+        assert b"".join(client.logs(jid, attempt=1)) == stream(key, 1, "stdout", plan.out)
+
+
+def test_output_of_an_attempt_without_files_is_empty(here: World) -> None:
+    """Its spawner was killed with the directory made and nothing in it: no bytes, and no error."""
+    with contextlib.closing(here.client()) as client:
+        here.fire("birth.dir_made", "kill")
+        job = client.wait(client.submit({"command": ["true"]}).jid, timeout=60)
+        assert (job.state, job.reason) == ("error", "AGENT_LOST")
+        assert b"".join(client.logs(job.jid)) == b""
+
+
+@pytest.mark.parametrize("ways", [{"up", "down"}, {"up"}, {"down"}], ids=["both", "up", "down"])
+def test_a_silent_connection_is_noticed_within_two_heartbeats(here: World, ways: set[str]) -> None:
+    """F061, F062: nothing passes, nobody is told; both ends notice and the agent calls again."""
+    link = here.agents_link
+    with contextlib.closing(here.client(direct=True)) as client:
+        calls = link.counts["connections"]
+        here.proxy.do(lambda: setattr(link.faults, "silent", frozenset(ways)))
+        since = time.monotonic()
+        state = lambda: client.transport.call("GET", "/api/v1/agents")["agents"][0]["state"]  # noqa: E731
+        eventually(lambda: state() != "online", 30, "the supervisor notices")
+        noticed = time.monotonic() - since
+        eventually(lambda: link.counts["connections"] > calls, 30, "the agent notices")
+        here.proxy.do(link.faults.clear)
+        eventually(lambda: state() == "online", 60, "it is back")
+        # Two heartbeats of one second; the rest is what a busy machine may add.
+        assert noticed < 10
+        assert client.wait(client.submit({"command": ["true"]}).jid, timeout=60).state == "completed"
+
+
+def test_who_waits_when_the_supervisor_ends_is_told_to_ask_again(here: World) -> None:
+    """F009: Tornado answered 500 to requests that were under way (chaos, seed 5)."""
+    with contextlib.closing(here.client(direct=True)) as client:
+        jid = client.submit({"command": ["sleep", "60"]}).jid
+        job = eventually(lambda: (j := client.get(jid)).state == "running" and j, 30, "it runs")
+        params = {"wait": "60s", "version": job.version}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            waiting = pool.submit(
+                client.transport.once, "GET", f"/api/v1/jobs/{jid}", params, read_secs=60, stream=False
+            )
+            # The answer to a later request: the one that waits has been heard.
+            client.get(jid)
+            restart(here)
+            with pytest.raises(Unavailable):
+                waiting.result(60)
+        assert client.cancel(jid).state in ("canceling", "canceled", "lost")
+        assert client.wait(jid, timeout=60).state == "canceled"
+
+
+def test_a_log_that_is_cut_by_a_restart_does_not_look_whole(here: World) -> None:
+    """I13: Tornado ended the answer politely in the middle when the supervisor was told to end."""
+    size = 40 << 20
+    script = f"import os; [os.write(1, bytes(1 << 20)) for _ in range({size >> 20})]"
+    with contextlib.closing(here.client(direct=True)) as client:
+        jid = client.submit({"command": [sys.executable, "-c", script]}).jid
+        assert client.wait(jid, timeout=60).stdout_bytes == size
+        response = client.transport.once("GET", f"/api/v1/jobs/{jid}/logs/stdout")
+        got = len(response.read(1000))
+        restart(here)
+        with pytest.raises(HTTPError):
+            while piece := response.read(1 << 20):
+                got += len(piece)
+        assert got < size
+        response.close()
+        # The client knows how to go on.
+        assert sum(map(len, client.logs(jid))) == size
+
+
+def restart(here: World) -> None:
+    """TERM to the supervisor; returns when another one has its place."""
+    (pid,) = here.pids("supervisor")
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: here.pids("supervisor") not in ([], [pid]), 60, "another supervisor")
