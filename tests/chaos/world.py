@@ -49,7 +49,7 @@ class World:
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("SIREPO_JOBS_")}
         self.environ |= {
             "SIREPO_JOBS_ROOT": str(self.root),
-            "SIREPO_JOBS_AGENT_URL": f"unix:{self.path}/agents.sock",
+            "SIREPO_JOBS_AGENT_SOCKET": f"{self.path}/agents.sock",
             "SIREPO_JOBS_LOCAL_CPUS": str(cpus),
             "SIREPO_JOBS_HEARTBEAT_SECS": str(heartbeat_secs),
             "SIREPO_JOBS_RATE_PER_SEC": "0",
