@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from sirepo_jobs.frontend.routes import ROUTES, Kind, Route
@@ -151,7 +152,9 @@ def key(route: Route) -> str:
 
 
 def test_every_route_has_a_row() -> None:
-    assert {key(route) for route in ROUTES} <= EXPECTED.keys()
+    """And every row a route: one too many is as wrong as one missing."""
+    assert {key(route) for route in ROUTES} == EXPECTED.keys()
+    assert len(ROUTES) == len({key(route) for route in ROUTES})
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=key)
@@ -180,19 +183,46 @@ async def test_other_methods_are_not_served_to_anybody(village: Village, path: s
         assert seen == dict.fromkeys(("nobody", *SHUT_OUT), 401) | inside, method
 
 
-@pytest.mark.parametrize("route", [r for r in ROUTES if "{jid}" in r.path], ids=key)
-async def test_a_foreign_job_is_as_missing_as_a_missing_one(village: Village, route: Route) -> None:
+#: What stands in a path for an object that somebody has.
+OBJECTS = ("{jid}", "{token}")
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if any(o in r.path for o in OBJECTS)], ids=key)
+async def test_a_foreign_object_is_as_missing_as_a_missing_one(village: Village, route: Route) -> None:
+    """Byte for byte, apart from the id asked for and the request's own; in both directions."""
+    spec = {"command": ["true"], "name": "canary-of-bob"}
+    bobs_jid = (await village.service.ask("POST", JOBS, spec, token=village.tokens["bob"])).json["jid"]
+    _, bobs_token = await village.service.a_token("bob")
+    for who, jid, token in (("bob", village.jid, village.token_id), ("ann", bobs_jid, bobs_token)):
+        replies = []
+        for there in (True, False):
+            asked = village._replace(
+                jid=jid if there else "0" * len(jid), token_id=token if there else "0" * 12
+            )
+            path = asked.path(route)
+            status, text, headers = await village.knock(route.method, path, who, BODIES.get(key(route)))
+            for changing in ("x-request-id", "date"):
+                headers.pop(changing)
+            request_id = text.partition(b'"request_id":"')[2].partition(b'"')[0]
+            for own in (request_id, asked.jid.encode(), asked.token_id.encode()):
+                text = text.replace(own, b"") if own else text
+            replies.append((status, text, headers))
+        assert replies[0] == replies[1]
+        assert replies[0][0] == 404
+
+
+async def test_among_many_a_foreign_job_is_as_missing(village: Village) -> None:
     missing = "0" * len(village.jid)
-    replies = []
-    for jid in (village.jid, missing):
-        path = village._replace(jid=jid).path(route)
-        status, text, headers = await village.knock(route.method, path, "bob", BODIES.get(key(route)))
-        for changing in ("x-request-id", "date"):
-            headers.pop(changing)
-        request_id = text.partition(b'"request_id":"')[2].partition(b'"')[0]
-        replies.append((status, text.replace(request_id, b"").replace(jid.encode(), b""), headers))
-    assert replies[0] == replies[1]
-    assert replies[0][0] == 404
+    changes = [{"jid": jid, "priority": 9} for jid in (village.jid, missing)]
+    status, text, _ = await village.knock("PATCH", JOBS, "bob", changes)
+    assert status == 200
+    foreign, nothing = msgspec.json.decode(text)["results"]
+    assert foreign == msgspec.json.decode(
+        msgspec.json.encode(nothing).replace(missing.encode(), village.jid.encode())
+    )
+    assert foreign["status"] == 404
+    for query in ("user=ann", "user=nobody"):
+        assert (await village.knock("GET", f"{JOBS}?{query}", "bob"))[0] == 404
 
 
 async def test_what_is_no_route_is_401_outside_and_404_inside(village: Village) -> None:
