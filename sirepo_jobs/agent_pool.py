@@ -110,6 +110,8 @@ class Agent:
         self.gone = asyncio.Event()
         #: When the line was lost, by the loop's clock.
         self.away_since: float | None = None
+        #: Somebody wants it to end: it gets no more work, and ends when it has finished what it has.
+        self.leaving = False
         #: When it was told to end.
         self.draining_since: float | None = None
 
@@ -125,7 +127,7 @@ class Agent:
 
     def want(self) -> None:
         """See to it that the agent comes; raises `Awaited` unless it is there."""
-        if self.is_online:
+        if self.is_online and not self.leaving:
             return
         self._owner.bring(self)
         raise Awaited((Need.AGENT, self.key), *self.why_not())
@@ -140,6 +142,11 @@ class Agent:
         if self.state is not AgentState.DRAINING and (blocked := self.blocked) is not None:
             return blocked
         match self.state:
+            case AgentState.ONLINE if self.leaving:
+                return (
+                    Reason.DRAINING,
+                    f"agent {self.name} was told to end after its work; a fresh one follows",
+                )
             case AgentState.LAUNCHING:
                 return Reason.AGENT_STARTING, f"agent {self.name} is starting"
             case AgentState.DRAINING:
@@ -157,7 +164,7 @@ class Agent:
 
     def takes_standby(self, need: Resources) -> bool:
         """Whether work of this size may be sent ahead: only behind such work, and not much of it."""
-        if self.standbys >= self._standby_limit(need.cpus):
+        if self.leaving or self.standbys >= self._standby_limit(need.cpus):
             return False
         return any(op.sent and not op.standby and need.fits(op.need) for op in self.ops.values())
 
@@ -336,6 +343,7 @@ class AgentPool:
 
     async def _launch(self, agent: Agent) -> None:
         agent.happen(AgentEvent.LAUNCH_ASKED)
+        agent.leaving = False
         remote = agent.driver.remote
         spec = AgentSpec(
             agent=agent.name,
@@ -437,6 +445,33 @@ class AgentPool:
             elif now - agent.idle_since >= idle_secs:
                 agent.idle_since = None
                 self._drain(agent)
+
+    def drain(self, agent: Agent) -> None:
+        """Give it no more work, and end it when it has finished what it has; safe to repeat.
+
+        Work that waits for it gets a fresh one. A restart of the supervisor forgets it.
+        """
+        if agent.state is not AgentState.OFFLINE:
+            agent.leaving = True
+            self._let_go(agent)
+            self._tasks.ensure(f"drain {agent.name}", lambda: self._drain_in_time(agent))
+
+    async def _drain_in_time(self, agent: Agent) -> None:
+        while agent.leaving and not self.stopping:
+            self._let_go(agent)
+            await asyncio.sleep(LOOK_SECS)
+
+    def _let_go(self, agent: Agent) -> None:
+        # ops that were not sent yet keep their places and wait for the next agent
+        busy = agent.readers or any(op.sent for op in agent.ops.values())
+        if agent.is_online and not busy:
+            self._drain(agent)
+            self.bring(agent)
+
+    async def stop(self, agent: Agent) -> None:
+        """End it now, its jobs too; returns when it is gone. Work that waits for it gets a fresh one."""
+        agent.leaving = agent.state is not AgentState.OFFLINE
+        await self._stop(agent)
 
     def _drain(self, agent: Agent) -> None:
         agent.happen(AgentEvent.DRAIN_ASKED)

@@ -29,6 +29,10 @@ class Fate(Enum):
     UNKNOWN = "unknown"
 
 
+#: What the name of an agent may look like: the key of its environment.
+AGENT_NAME = r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,199}"
+
+
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What jobs must have in common to share an agent."""
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from tornado.web import RequestHandler
 
+from sirepo_jobs.driver import AGENT_NAME
 from sirepo_jobs.tokens import TOKEN_ID
 
 from .clusters import Cluster, ClusterCheck, Clusters, Login, LoginAnswer
@@ -11,7 +12,7 @@ from .explain import Explain
 from .files import Files
 from .handler import House
 from .jobs import Attempts, Job, JobEvents, Jobs, Signal, Verb
-from .service import Agents, Health, Stats, StopAgents
+from .service import Agents, AgentVerb, Health, Metrics, Stats, StopAgents
 from .streams import Events, Logs
 from .tokens import Token, TokenFeed, Tokens
 
@@ -39,6 +40,8 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/api/v1/clusters/([a-z0-9_]{1,32})/login", Login),
         (r"/api/v1/clusters/([a-z0-9_]{1,32})/login/([A-Za-z0-9_-]{1,32})", LoginAnswer),
         (r"/api/v1/clusters/([a-z0-9_]{1,32})/check", ClusterCheck),
+        (rf"/api/v1/agents/({AGENT_NAME})/(drain|stop)", AgentVerb),
+        (r"/metrics", Metrics),
         (r"/api/v1/stats", Stats),
         (r"/api/v1/tokens", Tokens),
         (rf"/api/v1/tokens/({TOKEN_ID})", Token),

@@ -15,6 +15,7 @@ import structlog
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
+from sirepo_jobs.agent_pool import Agent
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized, Unavailable
 from sirepo_jobs.intake import Intake
@@ -114,6 +115,10 @@ class Handler(RequestHandler):
             if job is None or not (self.is_admin or job.record.user == self.user):
                 raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
             yield job
+
+    def may_know(self, agent: Agent) -> bool:
+        """Whether the agent is the caller's business."""
+        return self.is_admin or agent.environment.user == self.user
 
     def view(self, job: ComputeJob, *, spec: bool = True) -> dict[str, Any]:
         """The job as it stands, with the reason why it waits if it does."""

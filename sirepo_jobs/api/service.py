@@ -1,10 +1,29 @@
 """The service itself: agents, counts, health."""
 
+from typing import Any
+
 from tornado.web import RequestHandler
 
+from sirepo_jobs.agent_pool import Agent
 from sirepo_jobs.errors import NotFound
 
+from . import metrics
 from .handler import Handler, House, encode
+
+
+def agent_view(agent: Agent) -> dict[str, Any]:
+    """An agent as the API answers it."""
+    return {
+        "agent": agent.name,
+        "user": agent.environment.user,
+        "driver": agent.environment.driver,
+        "state": agent.state,
+        "leaving": agent.leaving,
+        "ops": len(agent.ops),
+        "host": agent.host,
+        "version": agent.version,
+        "trouble": agent.trouble,
+    }
 
 
 class Agents(Handler):
@@ -12,24 +31,24 @@ class Agents(Handler):
 
     async def get(self) -> None:
         """The agents that the caller may know of."""
-        self.answer(
-            {
-                "agents": [
-                    {
-                        "agent": agent.name,
-                        "user": agent.environment.user,
-                        "driver": agent.environment.driver,
-                        "state": agent.state,
-                        "ops": len(agent.ops),
-                        "host": agent.host,
-                        "version": agent.version,
-                        "trouble": agent.trouble,
-                    }
-                    for agent in self.supervisor.agents
-                    if self.is_admin or agent.environment.user == self.user
-                ]
-            }
-        )
+        agents = sorted(self.supervisor.agents, key=lambda agent: agent.name)
+        self.answer({"agents": [agent_view(agent) for agent in agents if self.may_know(agent)]})
+
+
+class AgentVerb(Handler):
+    """`/agents/{agent}/drain`, `stop`."""
+
+    async def post(self, name: str, verb: str) -> None:
+        """`drain`: no more work, an end after what it has. `stop`: an end now, answered when it is gone."""
+        agent = self.supervisor.agents.get(name)
+        if agent is None or not self.may_know(agent):
+            # a foreign one is as missing as a missing one (S4)
+            raise NotFound(f"there is no agent {name[:64]!r}", code="agent_not_found")
+        if verb == "drain":
+            self.supervisor.agents.drain(agent)
+        else:
+            await self.supervisor.agents.stop(agent)
+        self.answer(agent_view(agent))
 
 
 class StopAgents(Handler):
@@ -49,6 +68,18 @@ class Stats(Handler):
         """Counts by state, and of what is in memory."""
         counts = await self.supervisor.store.count_by_state(None if self.is_admin else self.user)
         self.answer({"jobs": counts, **(self.supervisor.status() if self.is_admin else {})})
+
+
+class Metrics(Handler):
+    """`/metrics`: numbers for Prometheus."""
+
+    async def get(self) -> None:
+        """As they are now; nothing in them names a user or a job."""
+        if not self.is_admin:
+            raise NotFound("there is no such page")
+        counts = await self.supervisor.store.count_by_state(None)
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
+        self.finish(metrics.text_of(self.supervisor, counts))
 
 
 class Health(RequestHandler):

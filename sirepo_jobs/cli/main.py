@@ -39,6 +39,8 @@ COMMANDS: dict[str, str] = {
     "suspend": "verbs",
     "resume": "verbs",
     "cluster": "cluster",
+    "update": "update",
+    "agent": "agents",
     "token": "tokens",
     "audit": "audit",
     "doctor": "doctor",

@@ -42,6 +42,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def is_for_people() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout.isatty()
+
+
 def to_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))

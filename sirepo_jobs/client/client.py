@@ -351,6 +351,24 @@ class Client(AbstractContextManager["Client"]):
         )
         return answer
 
+    def agents(self) -> list[dict[str, Any]]:
+        """One's own agents, or everybody's for administrators, by name."""
+        answer: list[dict[str, Any]] = self.transport.call("GET", "/api/v1/agents")["agents"]
+        return answer
+
+    def drain_agent(self, agent: str) -> dict[str, Any]:
+        """Give an agent no more work; it ends when it has finished what it has. A fresh one follows."""
+        return self._tell_agent(agent, "drain")
+
+    def stop_agent(self, agent: str) -> dict[str, Any]:
+        """End an agent and its jobs; returns when it is gone."""
+        return self._tell_agent(agent, "stop")
+
+    def _tell_agent(self, agent: str, verb: str) -> dict[str, Any]:
+        path = f"/api/v1/agents/{quote(agent, safe='')}/{verb}"
+        answer: dict[str, Any] = self.transport.call("POST", path, body=b"")
+        return answer
+
     def create_token(
         self,
         user: str,

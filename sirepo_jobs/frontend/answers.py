@@ -133,6 +133,8 @@ class Agent(Struct, frozen=True, kw_only=True):
     user: str
     driver: str
     state: str
+    #: It gets no more work, and ends when it has finished what it has.
+    leaving: bool
     ops: int
     host: str | None
     version: str | None
@@ -244,6 +246,8 @@ ANSWERS: dict[str, Answer] = {
     "POST /api/v1/clusters/{cluster}/login/{login}": Answer((LoginView,)),
     "DELETE /api/v1/clusters/{cluster}/login": Answer((ClusterView,)),
     "POST /api/v1/clusters/{cluster}/check": Answer((CheckList,)),
+    "POST /api/v1/agents/{agent}/drain": Answer((Agent,)),
+    "POST /api/v1/agents/{agent}/stop": Answer((Agent,)),
     "POST /api/v1/tokens": Answer((TokenMade,), 201),
     "GET /api/v1/tokens": Answer((TokenList,)),
     "DELETE /api/v1/tokens/{token}": Answer((Token,)),

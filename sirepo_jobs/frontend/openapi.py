@@ -246,7 +246,9 @@ def _good(route: Route, answer: Answer | None) -> dict[str, Any]:
             headers["Location"] = {"schema": {"type": "string"}, "description": "Of one new thing."}
         content = {"application/json": {"schema": schema}}
         return {str(answer.status): {"description": route.summary, "headers": headers, "content": content}}
-    if route.path == "/api/v1/events":
+    if route.path == "/metrics":
+        content = {"text/plain": {"schema": {"type": "string"}}}
+    elif route.path == "/api/v1/events":
         content = {"text/event-stream": {"schema": {"type": "string"}}}
     elif route.kind is Kind.STREAM:
         content = {"application/octet-stream": {"schema": {}}}

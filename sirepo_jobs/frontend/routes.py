@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sirepo_jobs import login, run_path, spec, tokens
+from sirepo_jobs import driver, login, run_path, spec, tokens
 from sirepo_jobs.errors import NotFound
 
 from . import limits, query
@@ -91,6 +91,7 @@ def _answers(body: bytes) -> bytes:
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", Kind.HEALTH, None, "The front end lives"),
     Route("GET", "/readyz", Kind.READY, None, "Front end and supervisor serve"),
+    Route("GET", "/metrics", Kind.FORWARD, Scope.ADMIN, "Numbers of the supervisor for Prometheus"),
     Route("GET", "/openapi.json", Kind.DOCUMENT, Scope.SELF, "This API as an OpenAPI 3.1 document"),
     Route("POST", "/api/v1/jobs", Kind.SUBMIT, Scope.JOBS_SUBMIT, "Create one job or many"),
     Route(
@@ -143,6 +144,20 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/v1/jobs/{jid}/attempts", Kind.FORWARD, Scope.JOBS_READ, "Executions of a job"),
     Route("GET", "/api/v1/jobs/{jid}/events", Kind.FORWARD, Scope.JOBS_READ, "What happened to a job"),
     Route("GET", "/api/v1/agents", Kind.FORWARD, Scope.JOBS_READ, "Agents that the caller may know of"),
+    Route(
+        "POST",
+        "/api/v1/agents/{agent}/drain",
+        Kind.FORWARD,
+        Scope.JOBS_CANCEL,
+        "Give an agent no more work; it ends when it has finished what it has",
+    ),
+    Route(
+        "POST",
+        "/api/v1/agents/{agent}/stop",
+        Kind.FORWARD,
+        Scope.JOBS_CANCEL,
+        "End an agent and its jobs; answered when it is gone",
+    ),
     Route("POST", "/api/v1/jobs/{jid}/cancel", Kind.FORWARD, Scope.JOBS_CANCEL, "End a job"),
     Route("POST", "/api/v1/jobs/{jid}/hold", Kind.FORWARD, Scope.JOBS_CANCEL, "Keep a job from running"),
     Route("POST", "/api/v1/jobs/{jid}/release", Kind.FORWARD, Scope.JOBS_CANCEL, "Let a held job go on"),
@@ -240,6 +255,7 @@ PLACES = {
     "token": tokens.TOKEN_ID,
     "cluster": "[a-z][a-z0-9_]{0,31}",
     "login": "[A-Za-z0-9_-]{1,32}",
+    "agent": driver.AGENT_NAME,
     "path": r"[!-~]+",
 }
 

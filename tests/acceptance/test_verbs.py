@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -83,3 +84,69 @@ def test_lists_by_label_queue_and_time(system: System) -> None:
     page = client.transport.call("GET", "/api/v1/jobs", {"view": "full", "limit": 1})
     assert page["jobs"][0]["spec"]["command"] == ["true"]
     assert made[2].encode() in system.cli("ps", "-a", "--tag", "nr=2").stdout
+
+
+def test_update_changes_what_a_job_is_called_and_when_it_comes(system: System) -> None:
+    client = system.client()
+    spec = {"command": ["sleep", "100.0881"], "tags": {"set": "u", "old": "1"}}
+    made = [client.submit(spec | {"name": f"n{i}"}).jid for i in range(2)]
+    system.cli("hold", *made)
+    eventually(lambda: all(client.get(jid).state == "held" for jid in made))
+    words = ["--priority", "9", "--set-tag", "new=2", "--remove-tag", "old", "--time-limit", "30m"]
+    shown = system.cli(
+        "update", "--tag", "set=u", "--filter", "state=held", *words, "--output", "json"
+    ).stdout
+    assert {job["jid"] for job in json.loads(shown)} == set(made)
+    for jid in made:
+        job = client.get(jid)
+        assert (job.priority, job.tags) == (9, {"set": "u", "new": "2"})
+        assert job.spec is not None
+        assert job.spec["limits"]["soft"] == 1800
+    assert (
+        system.cli("update", made[0], "--name", "fresh", "--time-limit", "none").stdout.split()[0].decode()
+        == made[0]
+    )
+    job = client.get(made[0])
+    assert job.spec is not None
+    assert (job.name, "soft" in job.spec.get("limits", {})) == ("fresh", False)
+    for words, status, hint in (
+        ([made[0]], 2, b"what is to change? --name"),
+        (["--priority", "3"], 2, b"name jobs"),
+        (["nobody", "--priority", "3"], 3, b"no job"),
+        ([made[0], "--priority", "11"], 2, b"0<=x<=10"),
+        ([made[0], "--set-tag", "x"], 2, b"NAME=VALUE"),
+        ([made[0], "--set-tag", "x=1", "--remove-tag", "x"], 2, b"say one"),
+    ):
+        done = system.cli("update", *words, check=False)
+        assert (done.returncode, hint in done.stderr) == (status, True), done.stderr
+    system.cli("cancel", *made)
+
+
+def test_agents_are_listed_drained_and_stopped(own_system: System) -> None:
+    client = own_system.client()
+    assert (
+        own_system.cli("agent", "list").stdout.split()
+        == b"AGENT USER DRIVER STATE WORK HOST VERSION TROUBLE".split()
+    )
+    jid = client.submit({"command": ["sh", "-c", "until [ -e go ]; do sleep 0.05; done"]}).jid
+    eventually(lambda: client.get(jid).state == "running")
+    (agent,) = json.loads(own_system.cli("agent", "list", "-o", "json").stdout)
+    assert (agent["state"], agent["ops"]) == ("online", 1)
+    name = agent["agent"]
+    assert own_system.cli("agent", "drain", name).stdout == f"{name} leaving\n".encode()
+    later = client.submit({"command": ["true"]}).jid
+    eventually(lambda: client.get(later).reason == "DRAINING")
+    Path(client.get(jid).run_dir or "", "go").touch()
+    old = {process.pid for process in own_system.agents()}
+    assert client.wait(jid, timeout=30).state == "completed"
+    assert client.wait(later, timeout=60).state == "completed"
+    assert not old & {process.pid for process in own_system.agents()}, "a fresh one"
+    endless = client.submit({"command": ["sleep", "100.0882"]}).jid
+    eventually(lambda: client.get(endless).state == "running")
+    assert own_system.cli("agent", "stop", name).returncode == 0
+    assert marked("100.0882") == []
+    client.cancel(endless)
+    assert client.wait(endless, timeout=60).ended
+    assert own_system.cli("agent", "stop", "nobody", check=False).returncode == 3
+    done = own_system.cli("agent", "stop", check=False)
+    assert done.returncode == 2

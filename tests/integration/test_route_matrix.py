@@ -47,6 +47,7 @@ EXPECTED: dict[str, Row] = {
     "GET /healthz": OPEN,
     "GET /readyz": OPEN,
     "GET /openapi.json": LIST,
+    "GET /metrics": Row(401, 403, 403, 403, 200),
     f"POST {JOBS}": Row(401, 201, 201, 403, 201),
     f"GET {JOBS}": LIST,
     f"PATCH {JOBS}": LIST._replace(reader=403),
@@ -68,6 +69,8 @@ EXPECTED: dict[str, Row] = {
     f"POST {JOBS}/{{jid}}/suspend": CHANGE,
     f"POST {JOBS}/{{jid}}/resume": CHANGE,
     "GET /api/v1/agents": LIST,
+    "POST /api/v1/agents/{agent}/drain": CHANGE,
+    "POST /api/v1/agents/{agent}/stop": CHANGE,
     "GET /api/v1/events": LIST,
     "GET /api/v1/clusters": LIST,
     # there are no clusters here
@@ -100,7 +103,13 @@ class Village(NamedTuple):
 
     def path(self, route: Route) -> str:
         return route.path.format(
-            jid=self.jid, stream="stdout", token=self.token_id, path="stdout", cluster="dev", login="L"
+            jid=self.jid,
+            stream="stdout",
+            token=self.token_id,
+            path="stdout",
+            cluster="dev",
+            login="L",
+            agent="local-ann",
         )
 
     async def knock(
@@ -226,7 +235,7 @@ async def test_among_many_a_foreign_job_is_as_missing(village: Village) -> None:
 
 
 async def test_what_is_no_route_is_401_outside_and_404_inside(village: Village) -> None:
-    for path in ("/", "/internal/tokens", "/agent", "/metrics", "/api/v1/jobs/", "/api/v1/agents/stop"):
+    for path in ("/", "/internal/tokens", "/agent", "/internal/stop", "/api/v1/jobs/", "/api/v1/agents/stop"):
         for method in METHODS:
             seen = {
                 who: (await village.knock(method, path, who))[0]

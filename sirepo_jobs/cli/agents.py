@@ -1,0 +1,108 @@
+"""`agent list|drain|stop`: the long-lived processes that run the jobs."""
+
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from sirepo_jobs.errors import Error
+
+from . import render
+from .surroundings import Surroundings, options
+from .trouble import Trouble, exit_status, tell
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    try:
+        here = ctx.find_object(Surroundings) or Surroundings()
+        agents = here.client(patience_secs=0).agents()
+    except Error:
+        return []
+    return [
+        CompletionItem(agent["agent"], help=_state(agent))
+        for agent in agents
+        if agent["agent"].startswith(incomplete)
+    ]
+
+
+@click.group("agent", context_settings={"help_option_names": ["-h", "--help"]})
+@options
+def agent_command() -> None:
+    """Look at agents, let them end after their work, or end them now.
+
+    Agents are started when there is work for them, and end when they were idle for a while.
+    """
+
+
+@agent_command.command("list")
+@options
+@click.pass_obj
+def list_command(here: Surroundings) -> int:
+    """List agents by name."""
+    agents = here.client().agents()
+    if here.output == "jsonl":
+        render.to_json_lines(agents)
+    elif here.output == "json":
+        render.to_json(agents)
+    elif not agents and render.is_for_people():
+        click.echo("no agents: the first job starts one", err=True)
+    else:
+        columns = ("AGENT", "USER", "DRIVER", "STATE", "WORK", "HOST", "VERSION", "TROUBLE")
+        render.table(columns, map(_row, agents))
+    return 0
+
+
+def _row(agent: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        agent["agent"],
+        agent["user"],
+        agent["driver"],
+        _state(agent),
+        str(agent["ops"]),
+        agent["host"] or "-",
+        agent["version"] or "-",
+        agent["trouble"] or "-",
+    )
+
+
+def _state(agent: dict[str, Any]) -> str:
+    return "leaving" if agent["leaving"] and agent["state"] == "online" else str(agent["state"])
+
+
+def _verb(name: str, method: str, help_text: str) -> click.Command:
+    @agent_command.command(name, help=help_text)
+    @click.argument("agents", nargs=-1, required=True, metavar="AGENT...", shell_complete=_complete)
+    @options
+    @click.pass_obj
+    def command(here: Surroundings, agents: tuple[str, ...]) -> int:
+        client = here.client()
+        status = 0
+        answers: list[dict[str, Any]] = []
+        for agent in agents:
+            try:
+                answer = getattr(client, method)(agent)
+            except Error as exc:  # the others are told all the same
+                status = max(status, exit_status(exc))
+                if here.json:
+                    answers.append({"agent": agent, "error": Trouble.of_error(exc).as_json()})
+                else:
+                    tell(here, Trouble.of_error(exc))
+                continue
+            answers.append(answer)
+            if not here.json:
+                print(render.safe(f"{answer['agent']} {_state(answer)}"))
+        if here.output == "json":
+            render.to_json(answers)
+        elif here.output == "jsonl":
+            render.to_json_lines(answers)
+        return status
+
+    return command
+
+
+drain_command = _verb(
+    "drain",
+    "drain_agent",
+    "Give agents no more work; each ends when it has finished what it has. Waiting jobs get a fresh one.",
+)
+stop_command = _verb("stop", "stop_agent", "End agents now, and with them their running jobs.")
