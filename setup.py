@@ -30,7 +30,7 @@ setup(
     install_requires=AGENT + SUPERVISOR,
     extras_require={
         "docker": ["aiodocker~=0.27"],
-        "ssh": ["asyncssh>=2.24"],
+        "ssh": ["asyncssh[bcrypt]>=2.24"],
         "postgres": ["psycopg[binary]>=3.3"],
         "demo": ["lammps", "mpich", "matplotlib"],
         "dev": [

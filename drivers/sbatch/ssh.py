@@ -109,8 +109,8 @@ def read_key(text: str, passphrase: str) -> asyncssh.SSHKey:
         return asyncssh.import_private_key(text, passphrase or None)
     except asyncssh.KeyEncryptionError:
         raise BadInput("the private key needs another passphrase", pointer="/passphrase") from None
-    except (asyncssh.KeyImportError, ValueError):
-        if "ENCRYPTED" in text and not passphrase:
+    except (asyncssh.KeyImportError, ValueError) as exc:
+        if "passphrase" in str(exc).lower():
             raise BadInput("the private key needs a passphrase", pointer="/passphrase") from None
         raise BadInput("the private key cannot be read", pointer="/private_key") from None
 

@@ -1,0 +1,162 @@
+"""A cluster as its users meet it: log in, wait, be asked, and lose nothing when the supervisor dies."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sirepo_jobs.frontend import rootdir
+from tests.acceptance.conftest import System
+from tests.agent_stage import carrying
+from tests.bundle_stage import OUT
+from tests.sshd_stage import Sshd, sshd_at
+
+pytestmark = pytest.mark.real("sshd")
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with sshd_at(str(tmp_path_factory.mktemp("sshd"))) as found:
+        yield found
+
+
+@pytest.fixture
+def site(sshd: Sshd, tmp_path: Path) -> Iterator[System]:
+    """A service with two clusters: `own` has a key of the service's, `ask` wants a password."""
+    clusters = tmp_path / "clusters"
+    clusters.mkdir()
+    for name, account, more in (("own", "key", {}), ("ask", "pass", {"key_file": ""})):
+        policy = sshd.policy(name, user=account, root="~/site", **more)
+        (clusters / f"{name}.toml").write_text(toml_of(msgspec.to_builtins(policy)))
+    (tmp_path / "r").mkdir()
+    system = System(
+        tmp_path / "r",
+        SIREPO_JOBS_DRIVERS="local:sbatch",
+        SIREPO_JOBS_CLUSTERS_DIR=str(clusters),
+        SIREPO_JOBS_BUNDLE_DIR=str(OUT),
+        SIREPO_JOBS_HEARTBEAT_SECS="1",
+    )
+    system.up()
+    yield system
+    if system._up is None or not rootdir.running_pid(system.root / "supervisor.pid"):
+        system.down()
+        system.up()
+    # without a login nobody can end what runs there
+    system.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
+    system.down("--stop-agents")
+    left = carrying(f"{sshd.words['homes']}/")
+    assert not left, left
+
+
+def toml_of(policy: dict[str, object]) -> str:
+    """Just enough of TOML for a policy."""
+    lines, tables = [], []
+    policy.pop("name")
+    for key, value in policy.items():
+        if isinstance(value, dict):
+            tables.append(f"[{key}]\n" + toml_of({"name": "", **value}))
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def until(condition: Callable[[], object], what: str, secs: float = 60) -> None:
+    deadline = time.monotonic() + secs
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {secs} s: {what}"
+        time.sleep(0.05)
+
+
+def kill_supervisor(system: System) -> None:
+    """As a crash would: neither it nor its front end says goodbye."""
+    for name in ("supervisor", "frontend"):
+        os.kill(rootdir.running_pid(system.root / f"{name}.pid") or 0, signal.SIGKILL)
+    until(lambda: not rootdir.running_pid(system.root / "supervisor.pid"), "the end of the supervisor")
+    system.down()
+
+
+def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -> None:
+    client = site.client()
+    jobs = [client.submit({"command": ["hostname"], "driver": "sbatch", "cluster": "ask"}) for _ in range(5)]
+    first = jobs[0].jid
+    until(lambda: client.get(first).reason == "AUTH_REQUIRED", "the job says that it waits for a login")
+    assert "sirepo-jobs cluster login ask" in client.get(first).situation
+    explained = json.loads(site.cli("explain", first, "--output", "json").stdout)
+    assert (explained["state"], explained["reason"], explained["fault"]) == (
+        "pending",
+        "AUTH_REQUIRED",
+        "user",
+    )
+    listed = {
+        item["name"]: item for item in json.loads(site.cli("cluster", "list", "--output", "json").stdout)
+    }
+    assert (listed["ask"]["state"], listed["own"]["state"]) == ("login_required", "idle")
+
+    wrong = site.cli("cluster", "login", "ask", check=False, input=b"wrong-horse-8\n")
+    assert wrong.returncode != 0
+    assert b"refused" in wrong.stderr
+    assert client.get(first).reason == "AUTH_REQUIRED"
+
+    before = sshd.logins()
+    done = site.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
+    assert b"connected to ask" in done.stdout
+    for job in jobs:
+        assert client.wait(job.jid, timeout=60).state == "completed"
+    assert sshd.logins() == before + 1
+    # nothing of it stayed anywhere
+    for path in [*site.root.rglob("*"), site.root.parent / "r.log"]:
+        if path.is_file():
+            assert sshd.password.encode() not in path.read_bytes(), path
+    listed = {item["name"]: item for item in client.clusters()}
+    assert listed["ask"]["counters"]["logins"] == 2
+    assert listed["ask"]["limits"]["logins_per_day"] == 50
+    assert site.cli("cluster", "logout", "ask").returncode == 0
+    waiting = client.submit({"command": ["true"], "driver": "sbatch", "cluster": "own"})
+    assert client.wait(waiting.jid, timeout=60).state == "completed"
+
+
+def test_supervisor_killed_while_jobs_run_and_wait(sshd: Sshd, site: System) -> None:
+    """kill -9: the agent on the login node goes on, is found again, and everything runs once (I4, I8)."""
+    client = site.client()
+    script = "echo $$ >> ~/begun; while [ ! -e ~/go ]; do sleep 0.05; done; echo done"
+    spec = {"driver": "sbatch", "cluster": "own"}
+    running = client.submit({"command": ["/bin/sh", "-c", script], **spec})
+    until(lambda: client.get(running.jid).state == "running", "the job runs")
+    asked = client.submit({"command": ["true"], "driver": "sbatch", "cluster": "ask"})
+    until(lambda: client.get(asked.jid).reason == "AUTH_REQUIRED", "the other waits")
+    kill_supervisor(site)
+    agents = carrying(f"{sshd.words['homes']}/")
+    site.up()
+    client = site.client()
+    until(lambda: client.get(running.jid).state == "running", "it is known again")
+    assert set(carrying(f"{sshd.words['homes']}/")) >= {
+        pid for pid, what in agents.items() if "main.py start" in what
+    }
+    assert client.get(asked.jid).state == "pending"
+    until(lambda: client.get(asked.jid).reason == "AUTH_REQUIRED", "the other waits on")
+    begun = sshd.home("key") / "begun"
+    subprocess.run(
+        ["runuser", "-u", sshd.user("key"), "--", "touch", str(sshd.home("key") / "go")], check=True
+    )
+    job = client.wait(running.jid, timeout=60)
+    assert (job.state, job.exit_code) == ("completed", 0)
+    assert b"".join(client.logs(running.jid)) == b"done\n"
+    assert len(begun.read_text().splitlines()) == 1
+    login = site.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
+    assert login.returncode == 0
+    assert client.wait(asked.jid, timeout=60).state == "completed"
+
+
+def test_check_tells_what_is_amiss(site: System) -> None:
+    good = site.cli("cluster", "check", "own")
+    assert good.returncode == 0
+    assert good.stdout.count(b"ok ") == 7
+    bad = site.cli("cluster", "check", "ask", check=False)
+    assert bad.returncode == 1
+    assert b"cluster login ask" in bad.stdout
