@@ -16,7 +16,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from . import agent_door, api, tls
+from . import agent_door, api, rootdir, tls
 from .agent_door import AgentDoor
 from .agent_pool import AgentPool
 from .agent_talk import AgentTalk
@@ -24,7 +24,6 @@ from .cluster import ClusterPolicy
 from .cluster_file import parse_policy
 from .driver import Driver
 from .errors import Error, StoreError
-from .frontend import rootdir
 from .login import has_logins
 from .op import Need
 from .settings import Settings

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from .errors import BadInput
-from .frontend.rootdir import absolute, default_root
 from .resources import parse_bytes, parse_secs
+from .rootdir import absolute, default_root
 
 PREFIX = "SIREPO_JOBS_"
 #: Names under our prefix that are no settings: what a job gets, and what clients look at.

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sirepo_jobs.frontend import auth, rootdir
+from sirepo_jobs import rootdir
+from sirepo_jobs.frontend import auth
 from sirepo_jobs.frontend.audit import AuditLog
 from sirepo_jobs.frontend.response import ResponseReader
 from sirepo_jobs.frontend.server import Frontend

@@ -9,9 +9,9 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from sirepo_jobs import agent_door, api
+from sirepo_jobs import agent_door, api, rootdir
 from sirepo_jobs.app import _unix_socket
-from sirepo_jobs.frontend import auth, rootdir
+from sirepo_jobs.frontend import auth
 from sirepo_jobs.frontend.audit import AuditLog
 from sirepo_jobs.frontend.server import Frontend
 from sirepo_jobs.frontend.upstream import Upstream

@@ -43,7 +43,9 @@ class AgentVerb(Handler):
         agent = self.supervisor.agents.get(name)
         if agent is None or not self.may_know(agent):
             # a foreign one is as missing as a missing one (S4)
-            raise NotFound(f"there is no agent {name[:64]!r}", code="agent_not_found")
+            raise NotFound(
+                f"there is no agent {name[:64]!r}; the list of agents has their names", code="agent_not_found"
+            )
         if verb == "drain":
             self.supervisor.agents.drain(agent)
         else:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import click
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.errors import Error, NotFound
-from sirepo_jobs.frontend import rootdir
 from sirepo_jobs.resources import format_bytes
 
 from . import render

@@ -7,9 +7,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.client.transport import error_of
 from sirepo_jobs.errors import Unavailable
-from sirepo_jobs.frontend import auth, rootdir
+from sirepo_jobs.frontend import auth
 
 
 class _UnixConnection(http.client.HTTPConnection):

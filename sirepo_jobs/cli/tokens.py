@@ -46,7 +46,7 @@ def create_command(
         user, role=role, scopes=scopes, name=name, expires_in=parse_secs(expires)
     )
     if out is not None:
-        from sirepo_jobs.frontend import rootdir
+        from sirepo_jobs import rootdir
 
         rootdir.replace_file(out, made.pop("token").encode() + b"\n")
     if here.json:

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.errors import Conflict, Error, Unavailable
-from sirepo_jobs.frontend import rootdir
 
 from .children import Child
 from .serve import setting_options

@@ -39,7 +39,7 @@ def update_command(
     hard_limit: str | None,
     grace: str | None,
 ) -> int:
-    """Change jobs: name, priority and tags at any time, limits while a job does not run.
+    """Change jobs that are there: name, priority and tags at any time, limits while they do not run.
 
     --tag chooses jobs; --set-tag and --remove-tag change their labels.
     """

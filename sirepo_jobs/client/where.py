@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.errors import BadInput, Unauthorized, Unavailable
-from sirepo_jobs.frontend import rootdir
 
 
 class Place(NamedTuple):

@@ -19,11 +19,11 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
 from tornado.netutil import bind_sockets
 
-from sirepo_jobs import logs
+from sirepo_jobs import logs, rootdir
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.tls import server_context
 
-from . import audit, auth, limits, rootdir
+from . import audit, auth, limits
 from .audit import AuditLog
 from .exchange import Exchange
 from .rates import Rates

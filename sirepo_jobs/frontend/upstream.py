@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from sirepo_jobs import logs
+from sirepo_jobs import logs, rootdir
 from sirepo_jobs.errors import RemoteError, Unavailable
 
-from . import limits, rootdir
+from . import limits
 from .response import ResponseReader
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import sirepo_jobs
+from sirepo_jobs import rootdir
 from sirepo_jobs.client import Client
-from sirepo_jobs.frontend import rootdir
 
 LONG = 60
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.client import Client
 from sirepo_jobs.errors import BadInput, Conflict, Forbidden, NotFound, Unauthorized, Unavailable
-from sirepo_jobs.frontend import rootdir
 from sirepo_jobs.spec import JobSpec
 from tests.fake_supervisor import FakeSupervisor
 from tests.frontend_stage import READER, Stage, stage, until

@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.client import Job, exit_status, records, streams, transport
 from sirepo_jobs.client.records import job_of
 from sirepo_jobs.client.transport import Patience, error_of
 from sirepo_jobs.client.where import find
 from sirepo_jobs.errors import BadInput, Conflict, Error, NotFound, Unauthorized, Unavailable
-from sirepo_jobs.frontend import rootdir
 
 
 @pytest.mark.parametrize("module", [records, streams])

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.errors import BadInput, Conflict, Forbidden, NotFound, RemoteError, Unauthorized
-from sirepo_jobs.frontend import auth, query, rootdir
+from sirepo_jobs.frontend import auth, query
 from sirepo_jobs.frontend.auth import Principal, Scope, Tokens
 from sirepo_jobs.frontend.problems import MethodNotAllowed
 from sirepo_jobs.frontend.response import ResponseReader
