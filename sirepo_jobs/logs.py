@@ -7,12 +7,15 @@ through structlog; both come out alike. Registered secrets never come out (S40).
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 #: Values that are cut out of every line; see `hide`.
 _SECRETS: set[str] = set()
 _SECRET_WORDS = ("secret", "password", "token", "authorization")
+#: Loggers that somebody without a token can make talk.
+_STRANGERS = ("tornado.general", "sirepo_jobs.agent_socket", "sirepo_jobs.agent_door")
 #: No line needs more of one value (S36).
 _MAX_CHARS = 4000
 
@@ -63,6 +66,8 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for name in _STRANGERS:
+        logging.getLogger(name).filters[:] = [Trickle()]
     # Tornado tells of every request at info, Alembic of every plug-in that it has.
     for name in ("tornado.access", "alembic.runtime.plugins"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -76,6 +81,36 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class Trickle(logging.Filter):
+    """SECURITY: S49. Lets through a few lines per second of a logger that strangers can make talk, each cut
+    short; says how many it left out."""
+
+    PER_SEC = 5
+    MAX_CHARS = 200
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._second, self._seen, self._left_out = -1, 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called by `logging` for each line."""
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._seen = now, 0
+        self._seen += 1
+        if self._seen > self.PER_SEC:
+            self._left_out += 1
+            return False
+        if isinstance(record.msg, str):
+            text = record.getMessage()
+            if len(text) > self.MAX_CHARS:
+                record.msg, record.args = text[: self.MAX_CHARS] + "...", None
+        if self._left_out:
+            record.left_out, self._left_out = self._left_out, 0
+        return True
 
 
 def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

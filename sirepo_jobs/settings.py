@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from .errors import BadInput
+from .frontend.origins import ORIGIN
 from .resources import parse_bytes, parse_secs
 from .rootdir import absolute, default_root
 
@@ -62,6 +63,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     agent_ca_file: Path | None
     rate_per_sec: int
     rate_burst: int
+    max_user_requests: int
+    public_url: str
+    allowed_origins: tuple[str, ...]
     insecure_i_know: bool
     log_level: str
     log_format: str
@@ -168,6 +172,25 @@ def _address(value: Any) -> str:
 
 def _address_or_none(value: Any) -> str:
     return _address(value) if value else ""
+
+
+def _public_url(value: Any) -> str:
+    text = _text(value).rstrip("/")
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~-]+)*", text):
+        raise BadInput(f"{text!r} is not like https://jobs.example.org or https://example.org/jobs")
+    return text
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    """Exact ones only: no `*`, no `null`, nothing that merely begins or ends like a friend (S15)."""
+    items = re.split(r"[\s,]+", value) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise BadInput(f"{value!r} is not a list of origins")
+    origins = tuple(item.strip().rstrip("/").lower() for item in items if item.strip())
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise BadInput(f"{origin!r} is not an origin; write https://gateway.example.org")
+    return origins
 
 
 def _flag(value: Any) -> bool:
@@ -305,6 +328,15 @@ SETTINGS: dict[str, Setting] = {
         _integer(0, 1_000_000), 200, "requests per second of one user in the long run; 0: no limit"
     ),
     "rate_burst": Setting(_integer(1, 1_000_000), 1000, "and so many at once"),
+    "max_user_requests": Setting(
+        _integer(1, 1_000_000), 1000, "requests of one user under way at one time, streams among them"
+    ),
+    "public_url": Setting(
+        _public_url, "", "what clients call the front end, if a proxy gives it another name or a path"
+    ),
+    "allowed_origins": Setting(
+        _origins, (), "web pages that may use the API from a browser: https://gateway.example.org"
+    ),
     "insecure_i_know": Setting(_flag, False, "serve other machines without TLS"),
     "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
     "log_format": Setting(

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 import msgspec
 from msgspec import Struct
@@ -118,6 +118,10 @@ class Jobs(Handler):
             view = job_view(row.record, row.fixed, why=why, run_root=run_root)
             views.append({name: view[name] for name in shown if name in view})
         cursor = _cursor(page.before_seq) if page.before_seq is not None else None
+        if cursor is not None:
+            # relative to what was asked: right under whatever name and path a proxy gives us (RFC 8288)
+            asked = [(name, value) for name, value in parse_qsl(self.request.query) if name != "cursor"]
+            self.set_header("Link", f'<?{urlencode([*asked, ("cursor", cursor)])}>; rel="next"')
         self.answer({"jobs": views, "next_cursor": cursor})
 
     def _shown(self) -> tuple[str, ...]:

@@ -77,6 +77,9 @@ def frontend_command(here: Surroundings, /, under: int | None, **flags: Any) -> 
         tls_cert_file=settings.tls_cert_file,
         tls_key_file=settings.tls_key_file,
         rates=Rates(settings.rate_per_sec, settings.rate_burst),
+        max_user_requests=settings.max_user_requests,
+        public_url=settings.public_url,
+        allowed_origins=settings.allowed_origins,
     )
 
 

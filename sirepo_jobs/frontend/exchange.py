@@ -5,9 +5,13 @@ the headers before the body, so that nobody uploads what would be refused.
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import re
+import socket
+import sys
+import termios
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -46,6 +50,7 @@ _PASSED_ON = {
         "X-Attempt",
         "Idempotent-Replayed",
         "X-Accel-Buffering",
+        "Link",
     )
 }
 #: And of what it says about a file. Other answers have entity tags that nobody keeps.
@@ -62,12 +67,15 @@ _PASSED_ON_OF_FILES = _PASSED_ON | {
 }
 #: What the supervisor is told of a request for a file.
 _CONDITIONS = ("Range", "If-Range", "If-None-Match")
+#: The state of a TCP connection that is open both ways (TCP_INFO).
+_ESTABLISHED = 1
 _CONDITION = re.compile(r"[\t\x20-\x7e]{1,2000}")
 _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 #: Behind TLS only: browsers never come back in the clear.
@@ -99,9 +107,17 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._id = ""
         self._route: Route | None = None
         self._path = ""
+        #: Of what the request has made.
+        self._location = ""
         self._query: dict[str, str] = {}
         self._principal: Principal | None = None
+        #: Counted by `Frontend.crowd`.
+        self._entered = False
+        #: The answer to a browser that asks whether it may ask.
+        self._preflight: Mapping[str, str] | None = None
         self._body = bytearray()
+        #: Counted by `Frontend.crowd` until the answer is over: what is decoded of it is larger still.
+        self._held_bytes = 0
         self._body_limit = limits.MAX_SMALL_BODY_BYTES
         self._refusal: Error | None = None
         #: Headers of an answer that wait for the first piece of its body.
@@ -136,11 +152,19 @@ class Exchange(httputil.HTTPMessageDelegate):
         limits.check_headers(self._line.path, self._headers)
         if self._line.version == "HTTP/1.1" and "Host" not in self._headers:
             raise BadInput("an HTTP/1.1 request has a Host header", code="no_host")
-        self._path, _, raw_query = self._line.path.partition("?")
+        path, _, raw_query = self._line.path.partition("?")
+        self._path = self._frontend.public.inside(path)
+        # SECURITY: S15, S16. Before anything that could tell a foreign page whether somebody is logged in.
+        self._frontend.origins.check(self._line.method, self._headers)
+        if (preflight := self._frontend.origins.preflight(self._line.method, self._headers)) is not None:
+            self._preflight = preflight
+            return
         # SECURITY: S1, S2. Without a token nobody learns which paths there are.
         if (route := self._frontend.table.open_route(self._line.method, self._path)) is None:
             self._principal = self._frontend.tokens.admit(self._headers)
             self._frontend.rates.take(self._principal)
+            self._frontend.crowd.enter(self._principal)
+            self._entered = True
             route = self._frontend.table.find(self._line.method, self._path)
             assert route.scope is not None
             self._principal.require(route.scope)
@@ -162,7 +186,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         """Answer with `error` as soon as the client is ready to listen."""
         self._refusal = error
         self._to_note = self._changes
-        self._body.clear()
+        self._drop_body()
         # Somebody who sends much, to the right place, is a client with a large batch: it reads no
         # answer before all of it is sent, and would only see a broken connection.
         patience = limits.MAX_SMALL_BODY_BYTES
@@ -180,8 +204,23 @@ class Exchange(httputil.HTTPMessageDelegate):
             return
         if len(self._body) + len(chunk) > self._body_limit:
             self._refuse(limits.body_too_large(self._body_limit))
+            return
+        try:
+            self._frontend.crowd.hold(self._user, len(chunk))
+        except Error as exc:
+            self._refuse(exc)
         else:
+            self._held_bytes += len(chunk)
             self._body += chunk
+
+    @property
+    def _user(self) -> str:
+        return self._principal.user if self._principal else ""
+
+    def _drop_body(self) -> None:
+        self._body.clear()
+        self._frontend.crowd.let_go(self._user, self._held_bytes)
+        self._held_bytes = 0
 
     def finish(self) -> None:
         if self._over:
@@ -190,6 +229,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._connection.set_close_callback(self.on_connection_close)
         if self._refusal is not None:
             self._tell(self._refusal)
+        elif self._preflight is not None:
+            self._whole(200, b"", {"Content-Type": "text/plain", **self._preflight})
         elif not self.may_stay:  # a body may be long in coming
             self._tell(_no_longer_valid())
         elif self._changes and (trouble := self._frontend.audit.trouble) is not None:
@@ -199,7 +240,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         elif self._route is not None and self._route.kind is Kind.HEALTH:
             self._whole(200, b'{"status":"ok"}\n')
         elif self._route is not None and self._route.kind is Kind.DOCUMENT:
-            self._whole(200, openapi.document_bytes())
+            self._whole(200, openapi.document_bytes(self._frontend.public.url))
         else:
             self._task = asyncio.create_task(self._forward(), name=f"exchange {self._id}")
 
@@ -208,6 +249,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._leave()
         if self._asking is not None:
             self._asking.abort()
+        self._connection.close()  # safe to repeat; it may be us who found out
 
     # --- to the supervisor -----------------------------------------------------------------------
 
@@ -304,6 +346,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             names = _PASSED_ON_OF_FILES if self._route.kind is Kind.FILE else _PASSED_ON
             passed = {name: headers[key] for key, name in names.items() if key in headers}
+            if "Location" in passed:
+                self._location = passed["Location"]
+                passed["Location"] = self._frontend.public.outside(self._location)
             if passed.get("X-File-Kind") == "archive":
                 passed.pop("Content-Length", None)  # of a HEAD: nobody knows before it is made
             length = headers.get("content-length", "")
@@ -347,11 +392,11 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _changes(self) -> bool:
         return self._line.method not in ("GET", "HEAD", "OPTIONS")
 
-    def _note(self, status: int, location: str = "", code: str = "") -> None:
+    def _note(self, status: int, code: str = "") -> None:
         """Write it into the audit log, once."""
         if self._to_note:
             self._to_note = False
-            parts = (location or self._path).split("/", 5)
+            parts = (self._location or self._path).split("/", 5)
             self._frontend.audit.note(
                 self._principal,
                 request_id=self._id,
@@ -366,6 +411,17 @@ class Exchange(httputil.HTTPMessageDelegate):
     def may_stay(self) -> bool:
         """What let the caller in is still valid."""
         return self._principal is None or self._frontend.tokens.copy.stands(self._principal)
+
+    @property
+    def is_deserted(self) -> bool:
+        """The client has closed its connection, whether we were told or not, or has sent so much that nobody
+        could tell whether it has."""
+        stream = self._connection.stream
+        if stream is None or stream.closed():
+            return True
+        unread = int.from_bytes(fcntl.ioctl(stream.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
+        state = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state != _ESTABLISHED or (self.lasting and unread > limits.MAX_READ_HEADER_BYTES)
 
     @property
     def lasting(self) -> bool:
@@ -407,6 +463,7 @@ class Exchange(httputil.HTTPMessageDelegate):
                 **headers,
                 **_SECURITY,
                 **(_HSTS if self._frontend.tls else {}),
+                **self._frontend.origins.answer(self._headers),
                 "X-Request-Id": self._id,
                 "Date": _date(int(time.time())),
             }
@@ -417,11 +474,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         status, headers = self._held
         self._held = None
         self._began = True
-        self._note(status, headers.get("Location", ""))
+        self._note(status)
         if self._line.method == "HEAD":
             chunk = b""  # its length is told, and nothing follows
-        if self._line.method == "HEAD":
-            chunk = b""
         self._connection.write_headers(
             httputil.ResponseStartLine("HTTP/1.1", status, problems.phrase(status)), headers, chunk or None
         )
@@ -449,6 +504,10 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._note(self._refusal.http_status, code=self._refusal.code)
         self._note(0)
         self._over = True
+        self._drop_body()
+        if self._entered and self._principal is not None:
+            self._entered = False
+            self._frontend.crowd.leave(self._principal)
         self._frontend.leave(self)
 
 

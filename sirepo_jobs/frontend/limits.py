@@ -23,6 +23,10 @@ MAX_INLINE_PARSE_BYTES = 64 << 10
 MAX_HELD_BYTES = 64 << 10
 #: Requests under way at one time, streams among them.
 MAX_EXCHANGES = 4000
+#: Connections at one time, idle ones among them; each takes a descriptor, a stream two.
+MAX_CONNECTIONS = 20_000
+#: What a client sends while it is being answered is kept so far, then its connection is closed.
+MAX_READ_BUFFER_BYTES = 1 << 20
 #: Connections to the supervisor that are kept while nobody needs them.
 MAX_IDLE_LINES = 32
 
@@ -38,6 +42,8 @@ ANSWER_SECS = 30.0
 FILE_ANSWER_SECS = 150.0
 #: Checking a cluster may bring it an agent.
 CHECK_SECS = 600.0
+#: So often we look whether clients are still there.
+LOOK_SECS = 15.0
 #: Requests in progress get so long when the front end ends.
 DRAIN_SECS = 5.0
 #: What `Retry-After` says.

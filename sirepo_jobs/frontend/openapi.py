@@ -105,13 +105,13 @@ _PROBLEMS = {
 
 
 @functools.cache
-def document_bytes() -> bytes:
-    """The document as it is served."""
-    return msgspec.json.encode(document())
+def document_bytes(server: str = "") -> bytes:
+    """The document as it is served to clients that call us `server`."""
+    return msgspec.json.encode(document(server=server))
 
 
-def document(routes: tuple[Route, ...] = ROUTES) -> dict[str, Any]:
-    """The document of these routes."""
+def document(routes: tuple[Route, ...] = ROUTES, *, server: str = "") -> dict[str, Any]:
+    """The document of these routes; without `server` they are below the root of whoever serves it."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -123,7 +123,7 @@ def document(routes: tuple[Route, ...] = ROUTES) -> dict[str, Any]:
             "description": "Runs work in the background, and says what became of it.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": server or "/"}],
         "paths": paths,
         "components": {
             "schemas": _schemas(),

@@ -11,12 +11,17 @@ import logging
 import os
 import resource
 import signal
+import socket
 import ssl
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConnectionDelegate
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
 from sirepo_jobs import logs, rootdir
@@ -25,7 +30,10 @@ from sirepo_jobs.tls import server_context
 
 from . import audit, auth, limits
 from .audit import AuditLog
+from .crowd import Crowd
 from .exchange import Exchange
+from .origins import Origins
+from .public import Public
 from .rates import Rates
 from .routes import Table
 from .token_feed import TokenFeed
@@ -45,11 +53,18 @@ class Frontend(HTTPServerConnectionDelegate):
         max_body_bytes: int,
         tls: ssl.SSLContext | None = None,
         rates: Rates | None = None,
+        crowd: Crowd | None = None,
+        public: Public | None = None,
+        allowed_origins: Iterable[str] = (),
     ) -> None:
         self.upstream = upstream
         self.audit = audit
         self.tls = tls
         self.rates = rates or Rates(0, 1)
+        self.crowd = crowd or Crowd(limits.MAX_EXCHANGES, max_body_bytes)
+        self.public = public or Public()
+        own = {self.public.origin} - {""}
+        self.origins = Origins(own.union(allowed_origins), tls=tls is not None)
         self.tokens = tokens
         self.max_body_bytes = max_body_bytes
         self.table = Table()
@@ -57,9 +72,11 @@ class Frontend(HTTPServerConnectionDelegate):
         self.exchanges: set[Exchange] = set()
         self.feed = TokenFeed(upstream, tokens.copy, self.dismiss)
         self._quiet = asyncio.Event()
-        self._server = HTTPServer(
+        self._looking: asyncio.TimerHandle | None = None
+        self._server = _Server(
             self,
             ssl_options=tls,
+            max_buffer_size=limits.MAX_READ_BUFFER_BYTES,
             max_header_size=limits.MAX_READ_HEADER_BYTES,
             max_body_size=max_body_bytes,
             idle_connection_timeout=limits.IDLE_SECS,
@@ -78,12 +95,15 @@ class Frontend(HTTPServerConnectionDelegate):
             ) from None
         self._server.add_sockets(sockets)
         self.feed.start()
+        self._look_later()
         shown = f"[{host}]" if ":" in host else host
         return f"{'https' if self.tls else 'http'}://{shown}:{sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """Take no more, let short requests end, break off long ones; safe to repeat."""
         self._server.stop()
+        if self._looking is not None:
+            self._looking.cancel()
         for exchange in [exchange for exchange in self.exchanges if exchange.lasting]:
             exchange.cut()
         if self.exchanges:
@@ -114,6 +134,16 @@ class Frontend(HTTPServerConnectionDelegate):
         ]:
             exchange.dismiss()
 
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(limits.LOOK_SECS, self._look)
+
+    def _look(self) -> None:
+        """Part from clients that are gone. Tornado tells of it, but not while it has bytes of theirs that
+        nobody reads, such as a next request."""
+        for exchange in [exchange for exchange in self.exchanges if exchange.is_deserted]:
+            exchange.on_connection_close()
+        self._look_later()
+
     def busy(self) -> bool:
         """More is going on than we can serve well."""
         return len(self.exchanges) > limits.MAX_EXCHANGES
@@ -127,6 +157,29 @@ class Frontend(HTTPServerConnectionDelegate):
         """Tornado lost a connection; its exchange knows already."""
 
 
+class _Server(HTTPServer):
+    """Tornado's server with an end to how many may come, and to those that vanish without a word."""
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        limit = min(limits.MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 50)
+        if len(self._connections) >= limit:
+            log.warning("too many connections", extra={"limit": limit})
+            stream.close()
+            return
+        for option, value in _KEEPALIVE:
+            stream.socket.setsockopt(*option, value)
+        super().handle_stream(stream, address)
+
+
+#: A follower of a silent log whose machine is gone is noticed within two minutes.
+_KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 15),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 4),
+)
+
+
 def run_frontend(
     root: Path,
     host: str,
@@ -137,6 +190,9 @@ def run_frontend(
     tls_cert_file: Path | None = None,
     tls_key_file: Path | None = None,
     rates: Rates | None = None,
+    max_user_requests: int = limits.MAX_EXCHANGES,
+    public_url: str = "",
+    allowed_origins: Iterable[str] = (),
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Says `listening on URL` when it is ready."""
     rootdir.prepare(root)
@@ -145,21 +201,25 @@ def run_frontend(
     pid_file = rootdir.PidFile(root / rootdir.FRONTEND_PID)
     pid_file.hold()
     try:
-        asyncio.run(_serve(root, host, port, max_body_bytes, proxy_secret_file, tls, rates))
+        tokens = _tokens(root, proxy_secret_file)
+        frontend = partial(
+            Frontend,
+            tokens=tokens,
+            max_body_bytes=max_body_bytes,
+            tls=tls,
+            rates=rates,
+            crowd=Crowd(max_user_requests, max_body_bytes),
+            public=Public(public_url),
+            allowed_origins=allowed_origins,
+        )
+        asyncio.run(_serve(root, host, port, frontend))
     finally:
         pid_file.release()
     return 0
 
 
-async def _serve(
-    root: Path,
-    host: str,
-    port: int,
-    max_body_bytes: int,
-    proxy_secret_file: Path | None,
-    tls: ssl.SSLContext | None,
-    rates: Rates | None,
-) -> None:
+def _tokens(root: Path, proxy_secret_file: Path | None) -> auth.Tokens:
+    """Whom we know before the supervisor tells of others."""
     proxy = None
     if proxy_secret_file is not None:
         secret = rootdir.read_token(proxy_secret_file, own=True)
@@ -169,7 +229,11 @@ async def _serve(
     token = rootdir.ensure_token(root)
     logs.hide(token)
     tokens.add(token, auth.starter())
-    frontend = Frontend(Upstream(root), tokens, AuditLog(root / audit.FILE), max_body_bytes, tls, rates)
+    return tokens
+
+
+async def _serve(root: Path, host: str, port: int, make: Callable[..., Frontend]) -> None:
+    frontend = make(Upstream(root), audit=AuditLog(root / audit.FILE))
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

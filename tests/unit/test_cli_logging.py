@@ -1,8 +1,11 @@
 """The log of the long-lived processes: one line per event, whoever speaks, and no secret in it."""
 
 import json
+import logging
 import subprocess
 import sys
+
+from sirepo_jobs import logs
 
 
 def log_of(code: str, form: str = "json") -> list[str]:
@@ -47,3 +50,20 @@ def test_for_people_it_is_plain_text() -> None:
     (line,) = log_of("logging.getLogger('a').warning('careful')\n", "console")
     assert "careful" in line
     assert "{" not in line
+
+
+def test_strangers_cannot_fill_the_log() -> None:
+    """S49: what they can make us say is short and seldom, and what is left out is counted."""
+    now = [0.0]
+    trickle = logs.Trickle(clock=lambda: now[0])
+
+    def line(text: str) -> logging.LogRecord:
+        return logging.LogRecord("tornado.general", logging.INFO, "", 0, "Malformed %s", (text,), None)
+
+    heard = [record for record in map(line, ["x" * 70_000] * 1000) if trickle.filter(record)]
+    assert len(heard) == logs.Trickle.PER_SEC
+    assert {len(record.getMessage()) for record in heard} == {logs.Trickle.MAX_CHARS + 3}
+    now[0] = 1.0
+    last = line("short")
+    assert trickle.filter(last)
+    assert (last.getMessage(), last.__dict__["left_out"]) == ("Malformed short", 1000 - len(heard))

@@ -133,3 +133,19 @@ def test_passwords_are_hidden_and_may_lie_in_a_file(home: dict[str, str], tmp_pa
 
 def test_every_setting_has_its_row() -> None:
     assert tuple(settings.SETTINGS) == settings.Settings.__struct_fields__
+
+
+def test_origins_and_the_public_url_are_exact() -> None:
+    said = {
+        "allowed_origins": "https://A.example, http://b.example:8080/",
+        "public_url": "https://x.example/jobs/",
+    }
+    found = settings.load(said, {}).settings
+    assert found.allowed_origins == ("https://a.example", "http://b.example:8080")
+    assert found.public_url == "https://x.example/jobs"
+    for bad in ("*", "null", "a.example", "https://*.example", "https://a.example/path", "https://a@b"):
+        with pytest.raises(BadInput, match="not an origin"):
+            settings.load({"allowed_origins": [bad]}, {})
+    for bad in ("x.example", "https://x.example/a b", "https://x.example/?a=b", "https://u:p@x.example"):
+        with pytest.raises(BadInput, match="public_url"):
+            settings.load({"public_url": bad}, {})
