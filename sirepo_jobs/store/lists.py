@@ -28,7 +28,7 @@ from .queries import JOB, StoredJob, of_user, stored_job, together
 from .schema import ACTIVE, AT_REST, IS_ACTIVE, IS_AT_REST, IS_PENDING, job_tags, jobs, specs
 
 #: Jobs looked at for one page, however few of them fit; the next page goes on there.
-MAX_WALK = 20_000
+MAX_WALK = 10_000
 #: Looked at first: enough where most of them fit.
 _FIRST_LOOK = 500
 
@@ -176,13 +176,15 @@ def _ways(query: JobQuery, span: _Span) -> list[_Way]:
         _Way([_by_tag(query.user, name, value, span)], frozenset({"user", f"tag {name}"}))
         for name, value in query.tags.items()
     ]
-    if query.name_prefix:
-        ways.append(_Way([_by_name(query, span)], frozenset({"user", "name"})))
     if (states := set(query.states or State)) != set(State):
         ways.append(_Way(_by_state(query.user, states, span), frozenset({"user", "states"})))
-    if not ways or span.start or query.queue or query.driver:
+    if not ways or span.start or query.name_prefix or query.queue or query.driver:
         in_order = select(jobs.c.seq).where(*_within(jobs.c.seq, span), *of_user(query.user))
         ways.append(_Way([in_order.order_by(jobs.c.seq.desc())], frozenset({"user"})))
+    if query.name_prefix:
+        # The last: it alone is not in the order of acceptance, so it must not be a long one. It leads past
+        # everybody's jobs: picking one user's out might mean to read all names before there are enough.
+        ways.append(_Way([_by_name(query, span)], frozenset({"name"})))
     return ways
 
 
@@ -196,10 +198,10 @@ def _by_tag(user: str | None, name: str, value: str, span: _Span) -> Select[Any]
 
 def _by_name(query: JobQuery, span: _Span) -> Select[Any]:
     assert query.name_prefix is not None
-    # Sorted afterwards: by name there are all of them together, and few, or this way is not taken.
+    # Sorted afterwards: there are few, or this way is not taken.
     seq = jobs.c.seq + 0
     way = select(jobs.c.seq).where(_begins_with(query.name_prefix), *_within(seq, span))
-    return way.where(*of_user(query.user, indexed=False)).order_by(seq.desc())
+    return way.order_by(seq.desc())
 
 
 def _by_state(user: str | None, wanted: set[State], span: _Span) -> list[Select[Any]]:
@@ -225,7 +227,7 @@ def _by_state(user: str | None, wanted: set[State], span: _Span) -> list[Select[
 
 def _conditions(query: JobQuery, seen_to: frozenset[str]) -> list[ColumnElement[bool]]:
     """What is left to be asked of each job on a way."""
-    rest: list[ColumnElement[bool]] = []
+    rest = [] if "user" in seen_to else of_user(query.user)
     for name, value in query.tags.items():
         if f"tag {name}" not in seen_to:
             tag = (job_tags.c.seq == jobs.c.seq, job_tags.c.name == name, job_tags.c.value == value)
