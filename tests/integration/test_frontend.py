@@ -109,7 +109,7 @@ async def test_readiness_tells_no_more_than_that(house: Stage) -> None:
 async def test_routes_by_methods_by_principals(house: Stage, route: Any) -> None:
     house.fake.add("J1", state="completed")
     path = route.path.replace("{jid}", "J1").replace("{stream}", "stdout").replace("{token}", "0" * 12)
-    path = path.replace("{cluster}", "dev").replace("{login}", "L")
+    path = path.replace("{cluster}", "dev").replace("{login}", "L").replace("{agent}", "local-ann")
     body = {"command": ["true"]} if route.path == JOBS and route.method == "POST" else None
     seen = {}
     for name, token in (("nobody", ""), ("stranger", "x" * 43), ("reader", READER), ("admin", None)):

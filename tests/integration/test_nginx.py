@@ -138,7 +138,7 @@ def test_downloads(site: Site) -> None:
     far = System(site.system.root.parent / "far", SIREPO_JOBS_URL=site.url, SIREPO_JOBS_CA_FILE=site.ca_file)
     far.environ["SIREPO_JOBS_TOKEN_FILE"] = str(site.system.root / "token")
     target = site.system.root.parent / "got.bin"
-    far.cli("get", jid, "big.bin", "--out", str(target))
+    far.cli("get", jid, "big.bin", str(target))
     assert target.read_bytes() == whole.data
 
 
