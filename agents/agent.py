@@ -71,7 +71,8 @@ class Agent:
             except ConnectionClosed as exc:
                 if exc.rcvd is not None and exc.rcvd.code in REFUSED:
                     _log(f"the supervisor refuses us: {exc.rcvd.code} {exc.rcvd.reason}; stopping")
-                    self._link.say(FromRelay(msgs=[Stop(kill_jobs=True)]))
+                    # the end of an agent cancels nothing in Slurm (SIR-60)
+                    self._link.say(FromRelay(msgs=[Stop(kill_jobs=self._spec.slurm is None)]))
             except RemoteError as exc:
                 _log(f"the supervisor speaks nonsense: {exc}")
             except (OSError, WebSocketException, TimeoutError) as exc:

@@ -72,6 +72,10 @@ class Births:
         if not made:
             return _begun_before(spawn, path)
         failpoints.hit("birth.dir_made")
+        return self.begin(spawn, path)
+
+    def begin(self, spawn: Spawn, path: str) -> Child | Over:
+        """The same in a run dir that is there, for whoever holds its fence already."""
         opened: list[int] = []
         try:
             os.chdir(path)

@@ -107,11 +107,11 @@ class Place:
 class Crew:
     """All spawners of one launcher."""
 
-    def __init__(self, poll: select.poll, body: Callable[[Lane, Slate], None]) -> None:
+    def __init__(self, poll: select.poll, body: Callable[[Lane, Slate], None], count: int = SPAWNERS) -> None:
         self._poll = poll
         #: What a spawner does, in its process.
         self._body = body
-        self.places = [Place() for _ in range(SPAWNERS)]
+        self.places = [Place() for _ in range(count)]
         #: No spawner is there to be asked for these.
         self._unasked: list[Spawn] = []
 

@@ -76,6 +76,8 @@ class Desk:
         self._heirs: dict[int, int] = {}
         #: Somebody wants everything to end.
         self.closing = False
+        #: Somebody wants this process to end, and nothing else.
+        self.leaving = False
         self.disk_full = False
         self._next_sync = 0.0
         self._restore(past)
@@ -107,6 +109,10 @@ class Desk:
     def unsaid(self) -> int:
         """Records that the supervisor has not acknowledged."""
         return len(self._outbox)
+
+    def leave(self) -> None:
+        """SIGTERM: the host, or our driver, wants us to go, and our processes with us."""
+        self.closing = True
 
     # -- the supervisor
 
@@ -324,7 +330,10 @@ class Desk:
         if self.closing and not self._roster.closing:
             self._do(self._roster.close(STOP_GRACE_SECS, _now_us()))
         if self._roster.standby:
-            self._crew.reserve(now, self._more)
+            self._reserve(now)
+
+    def _reserve(self, now: float) -> None:
+        self._crew.reserve(now, self._more)
 
     def next_due(self) -> float | None:
         """When `flush` has something to do, whatever happens."""

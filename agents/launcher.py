@@ -22,6 +22,7 @@ from sirepo_jobs.agents.journal import Journal
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.nursery import Nursery, report
 from sirepo_jobs.agents.slate import Slate
+from sirepo_jobs.agents.slurm_desk import BROKERS, SlurmDesk
 from sirepo_jobs.agents.upstream import Upstream
 from sirepo_jobs.driver import AgentSpec
 
@@ -45,9 +46,13 @@ class Launcher:
         self._poll = select.poll()
         self._nursery = Nursery()
         self._journal = Journal(spec.home)
-        self._crew = Crew(self._poll, self._spawner_child)
         self._upstream = Upstream(self._poll, self._network_child)
-        self._desk = Desk(spec, self._journal, self._nursery, self._crew, self._upstream)
+        if spec.slurm is None:
+            self._crew = Crew(self._poll, self._spawner_child)
+            self._desk = Desk(spec, self._journal, self._nursery, self._crew, self._upstream)
+        else:
+            self._crew = Crew(self._poll, self._broker_child, BROKERS)
+            self._desk = SlurmDesk(spec, self._journal, self._nursery, self._crew, self._upstream)
         #: See `Hello.install`.
         self.install = self._desk.install
         self._recovery = self._desk.recovery()
@@ -101,7 +106,7 @@ class Launcher:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def _close(self, *_: object) -> None:
-        self._desk.closing = True
+        self._desk.leave()
 
     def _hear(self, fd: int) -> None:
         if fd == self._waker.fileno():
@@ -196,6 +201,13 @@ class Launcher:
         self._abandon()
         spawner.main(self._spec, lane, slate)
 
+    def _broker_child(self, lane: Lane, slate: Slate) -> None:
+        self._abandon()
+        # Imported in the child alone: the launcher stays small and has no asyncio.
+        from sirepo_jobs.agents import broker
+
+        broker.main(self._spec, lane)
+
     def _network_child(self, lane: Lane) -> None:
         self._abandon()
         self._network(self._spec, lane)
@@ -215,6 +227,8 @@ class Launcher:
     @property
     def finished(self) -> bool:
         """It was told to stop, and everything is over and told, or cannot be told."""
+        if self._desk.leaving:
+            return True
         if not self._desk.closing or self._desk.live or len(self._nursery):
             return False
         if not self._desk.unsaid or not self._upstream.open:

@@ -91,8 +91,9 @@ class Session:
         if word.hello is not None and not self._hello.done():
             self._attempts.replace(word.watch)
             self._hello.set_result(word.hello)
-        if not word.msgs or (word.session, word.epoch) != (self._session, self._epoch):
+        if (word.session, word.epoch) != (self._session, self._epoch) or not (word.msgs or word.notes):
             return
+        self._waiting += word.notes
         for record in word.msgs:
             if isinstance(record, Exited):
                 last = self._attempts.ended((record.jid, record.attempt))

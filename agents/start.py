@@ -3,10 +3,11 @@
 start   read an AgentSpec (JSON) on stdin, see to it that its launcher runs in the background, print
         `launcher.json`. Doing it twice finds the first.
 run     the same in the foreground: for containers and service managers.
-stop    read an AgentSpec on stdin; end its launcher and everything that it ever began.
+stop    read an AgentSpec on stdin; end its launcher and everything that it ever began, but nothing in Slurm.
 reach   read an AgentSpec on stdin; see whether its URL answers from here, with a certificate that fits.
 version print what this is, and do nothing.
 relay   read a path on stdin; carry one caller of that unix socket over stdin and stdout (relay.py).
+payload inside a Slurm job: see `payload.py`.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ from sirepo_jobs.agents import process, relay
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.driver import AgentSpec
 
-VERBS: Final = ("start", "run", "stop", "reach", "relay", "version")
+VERBS: Final = ("start", "run", "stop", "reach", "relay", "version", "payload")
 #: How long `start` waits for a launcher that another `start` is just starting.
 FIND_SECS: Final = 8.0
 #: `stop` waits so long for the launcher to end its jobs, then does it itself.
@@ -55,6 +56,10 @@ def main(argv: list[str]) -> int:
     if argv[0] == "version":
         sys.stdout.write(f"sirepo_jobs {__version__}, Python {sys.version.split()[0]}\n")
         return 0
+    if argv[0] == "payload":
+        from sirepo_jobs.agents import payload  # of no use to those who start agents
+
+        return payload.main()
     if argv[0] == "relay":
         return relay.main()
     try:

@@ -8,7 +8,7 @@ from sirepo_jobs.agents.crew import BackOff, fork, want_out
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.outbox import Outbox
 from sirepo_jobs.agents.words import FromRelay, ToRelay, decode_from_relay, relay, relay_records
-from sirepo_jobs.protocol import FRAME_TARGET_BYTES
+from sirepo_jobs.protocol import FRAME_TARGET_BYTES, Counters, Scheduling
 
 
 class Upstream:
@@ -76,6 +76,11 @@ class Upstream:
         """Say a record once more."""
         if self.open:
             self._again.append(raw)
+
+    def note(self, notes: list[Scheduling | Counters]) -> None:
+        """Say what is true now, if anybody listens; it is not kept."""
+        if self.open and self._lane is not None and notes:
+            self._lane.put(relay(ToRelay(session=self._session, epoch=self._epoch, notes=notes)))
 
     def flush(self, outbox: Outbox) -> None:
         """Hand over what may be told now, as much as the other side takes (C16)."""

@@ -8,7 +8,18 @@ import msgspec
 from msgspec import Struct
 
 from sirepo_jobs.job import Usage
-from sirepo_jobs.protocol import Cancel, Durable, Grant, Hello, Run, Signal, Stop, Welcome
+from sirepo_jobs.protocol import (
+    Cancel,
+    Counters,
+    Durable,
+    Grant,
+    Hello,
+    Run,
+    Scheduling,
+    Signal,
+    Stop,
+    Welcome,
+)
 from sirepo_jobs.reasons import Reason
 
 # --- launcher -> spawner ------------------------------------------------------------------------
@@ -34,6 +45,8 @@ class Spawn(Struct, frozen=True, kw_only=True, tag="spawn", omit_defaults=True):
     spec: bytes = b"{}"
     #: Do not start it before `Go`, or before an attempt with at least as many cpus ends with you.
     reserved: bool = False
+    #: Of an earlier launcher or broker: find out what became of it (Slurm only).
+    adopt: bool = False
 
 
 class Go(Struct, frozen=True, kw_only=True, tag="go"):
@@ -107,6 +120,19 @@ class Paused(Struct, frozen=True, kw_only=True, tag="paused"):
     on: bool
 
 
+class Situated(Struct, frozen=True, kw_only=True, tag="situated"):
+    """Where it stands in Slurm's queue."""
+
+    ticket: int
+    situation: Scheduling
+
+
+class Counted(Struct, frozen=True, kw_only=True, tag="counted"):
+    """What Slurm was asked so far."""
+
+    counters: Counters
+
+
 # --- launcher <-> network side ------------------------------------------------------------------
 
 
@@ -130,6 +156,8 @@ class ToRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: With `hello`: every attempt that has not ended.
     watch: list[Watch] = []
     msgs: list[Durable] = []
+    #: Not kept: said again when they change, and with each new connection.
+    notes: list[Scheduling | Counters] = []
 
 
 class FromRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -150,7 +178,7 @@ class _RawToRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ToSpawner = Spawn | Go | Drop | Kill | Pause
-FromSpawner = Spawned | Over | Dropped | Paused
+FromSpawner = Spawned | Over | Dropped | Paused | Situated | Counted
 
 _json = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode

@@ -102,7 +102,7 @@ class Agent:
         self.mean_secs: float | None = None
         self.host = ""
         self.version = ""
-        #: What it says that it asked of its scheduler, by name.
+        #: What it has asked of its batch scheduler since it was started; empty where it has none.
         self.counters: dict[str, int] = {}
         #: Set while the line is open.
         self.there = asyncio.Event()

@@ -36,6 +36,8 @@ class AgentTalk:
             protocol.Exited: self._exited,
             protocol.Suspended: self._suspended,
             protocol.Progress: self._progress,
+            protocol.Scheduling: self._scheduling,
+            protocol.Counters: self._counters,
             protocol.OutputEnd: supervisor.readings.end,
             protocol.FileOpened: supervisor.readings.head,
             protocol.FileList: supervisor.readings.head,
@@ -221,6 +223,25 @@ class AgentTalk:
                     at=message.at, serial=message.serial, attempt=message.attempt, data=message.data
                 ),
             )
+
+    def _scheduling(self, agent: Agent, message: protocol.Scheduling) -> None:
+        job = self._job(agent, message)
+        if job is None or (message.serial, message.attempt) != (job.record.serial, job.record.attempt):
+            return
+        job.scheduling = message
+        self._supervisor.tell(
+            job,
+            events.QueueMoved(
+                at=message.at,
+                serial=message.serial,
+                attempt=message.attempt,
+                reason=message.reason,
+                message=message.text,
+            ),
+        )
+
+    def _counters(self, agent: Agent, message: protocol.Counters) -> None:
+        agent.counters = message.counts
 
     def _heartbeat(self, agent: Agent, message: protocol.Heartbeat) -> None:
         """That it came is all there is to know; the socket's own clock notices silence."""

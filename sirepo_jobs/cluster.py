@@ -64,9 +64,20 @@ class SlurmPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     defaults: dict[str, str | int] = {}
     #: Least time between two queries of one user.
     query_secs: float = 30.0
+    #: Queries of all kinds; most of them are the one that `query_secs` paces.
+    queries_per_minute: int = 20
+    #: Runs of sbatch; jobs that ask for the same go together, as one array.
     submits_per_minute: int = 60
     #: Jobs of one user in Slurm's queue at once, waiting and running.
     max_jobs: int = 500
+    #: Tasks of one array (Slurm's MaxArraySize less one, or fewer); 1 = every job by itself.
+    max_array: int = 1000
+    #: A command of Slurm that takes longer is given up, and has said nothing.
+    command_secs: float = 60.0
+    #: So long may a file take from a compute node to the login node.
+    settle_secs: float = 60.0
+    #: So long may Slurm take until it lists what it has accepted.
+    submit_settle_secs: float = 15.0
     #: Limits of one job; 0 = Slurm's own.
     max_nodes: int = 0
     max_cpus: int = 0

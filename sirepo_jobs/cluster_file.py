@@ -71,6 +71,9 @@ def _check(policy: ClusterPolicy) -> None:
         "slurm.query_secs": slurm.query_secs,
         "slurm.submits_per_minute": slurm.submits_per_minute,
         "slurm.max_jobs": slurm.max_jobs,
+        "slurm.queries_per_minute": slurm.queries_per_minute,
+        "slurm.max_array": slurm.max_array,
+        "slurm.command_secs": slurm.command_secs,
     }
     for field, number in least.items():
         if number <= 0:

@@ -13,6 +13,7 @@ import msgspec
 
 from .job import FINAL, HELD_BY_AGENT, JobRecord, State
 from .op import Op
+from .protocol import Scheduling
 from .scheduler import Entry, Shape
 from .spec import JobSpec
 from .store import Store
@@ -24,7 +25,7 @@ _decode_spec = msgspec.json.Decoder(JobSpec).decode
 class ComputeJob:
     """A job: its record, its spec, its run op and whoever waits for it to change."""
 
-    __slots__ = ("_changed", "fixed", "op", "pins", "record", "seen", "spec")
+    __slots__ = ("_changed", "fixed", "op", "pins", "record", "scheduling", "seen", "spec")
 
     def __init__(self, record: JobRecord, fixed: NewJob, spec: JobSpec) -> None:
         self.record = record
@@ -32,6 +33,8 @@ class ComputeJob:
         self.spec = spec
         #: The run op, from admission until the attempt is over.
         self.op: Op | None = None
+        #: Where the present attempt stands with its batch scheduler, as its agent last told.
+        self.scheduling: Scheduling | None = None
         #: Requests that are looking at this job.
         self.pins = 0
         #: Version whose commit is done: what readers may see.

@@ -131,6 +131,13 @@ class Progressed(AttemptEvent, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
+class QueueMoved(AttemptEvent, frozen=True, kw_only=True):
+    """The batch scheduler has the attempt, and something about its waiting there is another way."""
+
+    reason: Reason | None = None
+    message: str = ""
+
+
 class Changed(Event, frozen=True, kw_only=True):
     """Somebody wants something another way: `changes` as in `spec.Changes`."""
 
@@ -150,7 +157,7 @@ class Purged(Event, frozen=True, kw_only=True):
 
 EVENTS: tuple[type[Event], ...] = (
     Released, Deduped, Assigned, NotStarted, Started, Exited, CancelAsked, HoldAsked, PreemptAsked, Suspended,
-    Resumed, AgentLost, AgentBack, DeathProven, Progressed, Changed, RetryAsked, Purged,
+    Resumed, AgentLost, AgentBack, DeathProven, Progressed, QueueMoved, Changed, RetryAsked, Purged,
 )  # fmt: skip
 
 

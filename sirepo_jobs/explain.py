@@ -9,6 +9,7 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 from .job import HELD_BY_AGENT, JobRecord, State
+from .protocol import Scheduling
 from .reasons import Reason
 from .resources import Resources, format_bytes, format_secs
 from .spec import JobSpec
@@ -80,6 +81,8 @@ class Facts(NamedTuple):
     stderr: Tail | None = None
     #: Sent to the agent, which holds it back until slots are free.
     standby: bool = False
+    #: Where it stands with the batch scheduler.
+    scheduling: Scheduling | None = None
 
 
 def explain(job: JobRecord, spec: JobSpec, facts: Facts) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def explain(job: JobRecord, spec: JobSpec, facts: Facts) -> dict[str, Any]:
         "placement": _placement(job, facts),
         "ending": _ending(job, spec, facts, lines),
         "asked": _asked(facts.asked),
+        "scheduler": _scheduler(facts.scheduling),
     }
 
 
@@ -198,6 +202,24 @@ def _limit(job: JobRecord, spec: JobSpec) -> dict[str, Any] | None:
     return {"kind": kind, "secs": secs} if kind else None
 
 
+def _scheduler(told: Scheduling | None) -> dict[str, Any] | None:
+    if told is None:
+        return None
+    return {
+        "name": told.scheduler,
+        "id": told.id or None,
+        "state": told.state or None,
+        "reason": told.word or None,
+        "text": told.text,
+        "never_starts": told.never,
+        "position": told.position,
+        "queued": told.queued,
+        "starts_at": _instant(told.starts_at),
+        "nodes": told.nodes or None,
+        "as_of": _instant(told.at),
+    }
+
+
 def _asked(asked: Asked | None) -> dict[str, Any] | None:
     return None if asked is None else {"what": asked.what, "by": asked.by, "at": _instant(asked.at)}
 
@@ -266,7 +288,9 @@ def _agent_sentence(agent: AgentFacts, now: int) -> str:
 
 def _how_it_goes(job: JobRecord, spec: JobSpec, facts: Facts) -> list[str]:
     said = []
-    if job.state is State.STARTING:
+    if job.state is State.STARTING and facts.scheduling is not None:
+        said += _in_the_queue(facts.scheduling, facts.now)
+    elif job.state is State.STARTING:
         said.append(
             "It was sent ahead, and starts as soon as slots are free."
             if facts.standby
@@ -291,6 +315,20 @@ def _how_it_goes(job: JobRecord, spec: JobSpec, facts: Facts) -> list[str]:
             said.append(
                 f"Its time limit of {format_secs(min(limits))} ends it in {format_secs(max(left, 0.0))}."
             )
+    return said
+
+
+def _in_the_queue(told: Scheduling, now: int) -> list[str]:
+    """What the batch scheduler says about its waiting."""
+    said = [f"{told.text[:1].upper()}{told.text[1:]}."]
+    if told.never:
+        said.append("It will not start as it is: cancel it, and ask for something else.")
+    if told.position:
+        said.append(f"It is number {told.position} of {told.queued} that wait there.")
+    if told.starts_at is not None:
+        when = _instant(told.starts_at)
+        said.append(f"It is expected to start in {_span(now, told.starts_at)}, at {when}; that may change.")
+    said.append(f"So it was {_ago(told.at, now)}.")
     return said
 
 

@@ -40,6 +40,7 @@ from .events import (
     PreemptAsked,
     Progressed,
     Purged,
+    QueueMoved,
     Released,
     Requeue,
     Resumed,
@@ -111,6 +112,7 @@ def _rows() -> dict[tuple[State, type[Event]], tuple[State, ...]]:
         table[state, Exited] = _ENDS
         table[state, DeathProven] = _ENDS[1:]
         table[state, Progressed] = _SAME
+        table[state, QueueMoved] = _SAME
         table.setdefault((state, AgentBack), _SAME)
         if state is S.LOST:
             asked = _SAME  # remembered in `stopping`; carried out when the agent is back
@@ -287,6 +289,13 @@ def _progressed(job: JobRecord, event: Progressed, spec: JobSpec) -> Decision:
     return replace(job, progress=event.data), ()
 
 
+def _queue_moved(job: JobRecord, event: QueueMoved, spec: JobSpec) -> Decision:
+    # once it runs, or is asked to end, other things are to be said about it
+    if job.state is not S.STARTING or (job.reason, job.situation) == (event.reason, event.message):
+        return job, ()
+    return replace(job, reason=event.reason, situation=event.message), ()
+
+
 def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
     over = replace(job, ended_at=event.at, proof="never_claimed", started_at=None)
     if job.stopping in (Stopping.CANCEL, Stopping.HOLD):
@@ -439,6 +448,7 @@ _DECIDE: dict[type[Event], Any] = {
     AgentBack: _agent_back,
     DeathProven: _death_proven,
     Progressed: _progressed,
+    QueueMoved: _queue_moved,
     Changed: _changed,
     RetryAsked: _retry_asked,
     Purged: _purged,

@@ -250,6 +250,36 @@ class Progress(Attempt, frozen=True, kw_only=True, tag_field="op", tag="progress
     data: dict[str, Any]
 
 
+class Scheduling(Attempt, frozen=True, kw_only=True, tag_field="op", tag="scheduling", omit_defaults=True):
+    """Where the attempt stands with the batch scheduler; repeated when it changes, and on each connection."""
+
+    at: Whole
+    scheduler: str = "slurm"
+    #: The scheduler's id of its job; "" before there is one.
+    id: str = ""
+    #: The scheduler's own words.
+    state: str = ""
+    word: str = ""
+    #: The same for people.
+    reason: Reason | None = None
+    text: str = ""
+    #: It will never start as it is.
+    never: bool = False
+    #: Microseconds: when the scheduler expects it to start.
+    starts_at: Whole | None = None
+    #: Place in the scheduler's queue, 1 = next.
+    position: Whole | None = None
+    queued: Whole | None = None
+    nodes: str = ""
+
+
+class Counters(Struct, frozen=True, kw_only=True, tag_field="op", tag="counters"):
+    """What the agent has asked of its scheduler since it was started, and how much it holds there."""
+
+    at: Whole
+    counts: dict[str, Whole]
+
+
 class OutputEnd(Struct, frozen=True, kw_only=True, tag_field="op", tag="output_end", omit_defaults=True):
     """The reading `op_id` is over; `error` says why when it is not because everything was sent."""
 
@@ -318,7 +348,18 @@ ToAgent = (
     Welcome | Run | Grant | Cancel | Signal | ReadAsk | ReadRange | Credit | StopReading | Stop | Unsupported
 )
 Durable = Started | Exited | Suspended
-FromAgent = Hello | Durable | Progress | OutputEnd | FileOpened | FileList | Heartbeat | Unsupported
+FromAgent = (
+    Hello
+    | Durable
+    | Progress
+    | Scheduling
+    | Counters
+    | OutputEnd
+    | FileOpened
+    | FileList
+    | Heartbeat
+    | Unsupported
+)
 
 
 class ToAgentFrame(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,6 +16,8 @@ from msgspec import Struct
 from .errors import BadInput, TooLarge
 from .reasons import Reason
 from .resources import Resources, parse_bytes, parse_secs
+from .slurm_options import SlurmOptions
+from .slurm_options import check as check_slurm
 
 MAX_ARGS = 4096
 #: Linux refuses a longer single argument (MAX_ARG_STRLEN is 128 KiB with the final NUL).
@@ -25,6 +27,8 @@ MAX_ENV = 1000
 MAX_TAGS = 50
 MAX_NAME_CHARS = 200
 MAX_BATCH = 10_000
+#: Whose jobs are Slurm's.
+SLURM_DRIVER = "sbatch"
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -81,6 +85,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     image: str | None = None
     resources: Resources = Resources()
     limits: Limits = Limits()
+    #: What the job asks of Slurm beyond that; of the driver `sbatch`.
+    slurm: SlurmOptions | None = None
     inputs: list[Input] = []
     outputs: list[Output] = []
     after: list[After] = []
@@ -104,6 +110,7 @@ _NOT_YET: dict[str, str] = {
 _STRUCTS: dict[str, type[Struct]] = {
     "resources": Resources,
     "limits": Limits,
+    "slurm": SlurmOptions,
     "inputs": Input,
     "outputs": Output,
     "after": After,
@@ -126,6 +133,8 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
         words.get("resources"), ("memory", "disk"), parse_bytes, f"{pointer}/resources"
     )
     words["limits"] = _units(words.get("limits"), ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits")
+    words["slurm"] = _units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
+    words["slurm"] = _units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
     try:
         spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
     except msgspec.ValidationError as exc:
@@ -302,7 +311,7 @@ def _check(spec: JobSpec, pointer: str) -> None:
     """What the types alone cannot say."""
 
     def refuse(field: str, message: str, kind: type[BadInput] = BadInput) -> None:
-        raise kind(f"{field}: {message}", pointer=f"{pointer}/{field}")
+        raise kind(f"{field.replace('/', '.')}: {message}", pointer=f"{pointer}/{field}")
 
     for field, what in _NOT_YET.items():
         if getattr(spec, field):
@@ -349,6 +358,10 @@ def _check(spec: JobSpec, pointer: str) -> None:
     if not (0 < need.cpus <= 1_000_000 and 0 <= need.gpus <= 100_000 and 0 < need.nodes <= 100_000):
         refuse("resources", f"cpus={need.cpus}, gpus={need.gpus}, nodes={need.nodes} cannot be meant")
     _check_limits(spec.limits, refuse)
+    if spec.slurm is not None and spec.driver != SLURM_DRIVER:
+        refuse("slurm", f"is for jobs of the driver {SLURM_DRIVER!r}, and this one names {spec.driver!r}")
+    for field, said in check_slurm(spec.slurm) if spec.slurm is not None else ():
+        refuse(f"slurm/{field}", said)
 
 
 def _check_env(spec: JobSpec, refuse: Any) -> None:

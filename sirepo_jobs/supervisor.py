@@ -306,6 +306,7 @@ class Supervisor:
         self._end_op(job)
 
     def _end_op(self, job: ComputeJob) -> None:
+        job.scheduling = None
         if job.op is None:
             return
         self.scheduler.charge(job.record.user, -job.op.need.cpus)

@@ -49,6 +49,7 @@ class Explain(Handler):
             asked=asked,
             stderr=stderr,
             standby=job.op is not None and job.op.standby,
+            scheduling=job.scheduling,
         )
 
     def _queue(self, job: ComputeJob, agent: Agent | None) -> QueueFacts:

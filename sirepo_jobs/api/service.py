@@ -23,6 +23,7 @@ def agent_view(agent: Agent) -> dict[str, Any]:
         "host": agent.host,
         "version": agent.version,
         "trouble": agent.trouble,
+        "counters": agent.counters,
     }
 
 

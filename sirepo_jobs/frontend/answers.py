@@ -139,6 +139,8 @@ class Agent(Struct, frozen=True, kw_only=True):
     host: str | None
     version: str | None
     trouble: str | None
+    #: What it has asked of its batch scheduler since its start, and what it holds there.
+    counters: dict[str, int] = {}
 
 
 class AgentList(Struct, frozen=True):

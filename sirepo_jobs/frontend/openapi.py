@@ -67,6 +67,29 @@ _MORE: dict[str, dict[str, Any]] = {
         "gpus": {"type": "integer", "minimum": 0, "maximum": 100_000},
         "nodes": {"type": "integer", "minimum": 1, "maximum": 100_000},
     },
+    "SlurmOptions": {
+        "time": {**_TIME, **_OR_NULL},
+        "mem": {
+            "anyOf": [
+                {"type": "integer", "minimum": 1 << 20, "maximum": MAX_BYTES},
+                {"type": "string", "pattern": r"^[1-9][0-9]{0,8} ?[MG]i?B$"},
+                {"type": "null"},
+            ],
+            "description": "Bytes per node, or a text like `512 MiB` or `4GB`.",
+        },
+        **{
+            name: {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100_000}, {"type": "null"}]}
+            for name in ("nodes", "ntasks", "ntasks_per_node", "cpus_per_task")
+        },
+        "gpus": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 100_000}, {"type": "null"}]},
+        **{
+            name: {"type": "string", "pattern": "^([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$"}
+            for name in ("partition", "account", "qos")
+        },
+        "constraint": {"type": "string", "pattern": "^([A-Za-z0-9_][A-Za-z0-9_.&|,*()\\[\\]:-]{0,199})?$"},
+        "array_limit": {"type": "integer", "minimum": 0, "maximum": 100_000},
+        "pack": {"type": "integer", "minimum": 1, "maximum": 1000},
+    },
     "Limits": {"soft": {**_TIME, **_OR_NULL}, "hard": {**_TIME, **_OR_NULL}, "grace": _TIME},
     "TokenOrder": {
         "user": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"},

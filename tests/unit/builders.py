@@ -42,6 +42,7 @@ def an_event(kind: type[events.Event], **changes: Any) -> events.Event:
         events.AgentBack: {"holds": "running"},
         events.DeathProven: {"proof": "boot_changed"},
         events.Progressed: {"data": {"percent_complete": 1}},
+        events.QueueMoved: {"reason": Reason.PRIORITY, "message": "jobs of higher priority go first"},
         events.Changed: {"by": "ann", "changes": {"priority": 7}},
         events.RetryAsked: {"by": "ann"},
     }.get(kind, {})

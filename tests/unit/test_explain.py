@@ -17,7 +17,7 @@ from .builders import AT, a_job, a_spec
 SEC = 1_000_000
 KEYS = [
     "jid", "state", "version", "summary", "reason", "fault", "retryable", "situation", "hint",
-    "waiting", "agent", "placement", "ending", "asked",
+    "waiting", "agent", "placement", "ending", "asked", "scheduler",
 ]  # fmt: skip
 
 

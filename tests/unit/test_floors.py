@@ -14,6 +14,8 @@ FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
     **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file", "failpoints"], 1),
+    # Slurm in words: on the agent's floor, because it is the agent that speaks with it
+    **dict.fromkeys(["slurm_text", "slurm_states", "slurm_options"], 1),
     # 2: pure
     **dict.fromkeys(
         [
@@ -23,7 +25,6 @@ FLOORS: dict[str, int] = {
             "scheduler",
             "driver",
             "login",
-            "drivers.slurm_text",
             "explain",
             "tokens",
         ],
@@ -89,6 +90,9 @@ THIRD_PARTIES: dict[str, set[str]] = {
 AGENTS_MAY_IMPORT = {
     "agents",
     "cluster",
+    "slurm_options",
+    "slurm_states",
+    "slurm_text",
     "errors",
     "reasons",
     "resources",
