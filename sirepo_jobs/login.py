@@ -4,6 +4,7 @@ The supervisor and its doors speak to such a driver through `LoginDriver` alone.
 in one `LoginOrder` or one list of answers, are used for one login and forgotten; nothing here keeps them.
 """
 
+from collections import Counter
 from typing import Any, Literal, Protocol, TypeGuard, TypeVar
 
 import msgspec
@@ -116,6 +117,10 @@ class LoginDriver(Driver, Protocol):
 
     def view(self, cluster: str, user: str) -> ClusterView:
         """How the cluster stands for this user. Raises `NotFound`."""
+        ...
+
+    def counters(self, cluster: str) -> Counter[str]:
+        """What was done there since the start, all users together."""
         ...
 
     async def log_in(self, cluster: str, user: str, order: LoginOrder) -> LoginView:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -300,6 +301,15 @@ class SbatchDriver:
                 "max_jobs": policy.slurm.max_jobs,
             },
         )
+
+    def counters(self, cluster: str) -> Counter[str]:
+        """Sums over its users."""
+        found = Counter({"logins": 0, "connections": 0})
+        for (name, _user), session in self._sessions.items():
+            if name == cluster:
+                found.update(session.counters)
+                found["connections"] += session.is_open
+        return found
 
     async def log_in(self, cluster: str, user: str, order: LoginOrder) -> LoginView:
         """Begin a login; the credentials live as long as it does."""

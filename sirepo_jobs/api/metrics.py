@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from sirepo_jobs import __version__
 from sirepo_jobs.events import AgentState
+from sirepo_jobs.login import has_logins
 from sirepo_jobs.supervisor import Supervisor
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -44,6 +45,12 @@ class _Snapshot(Collector):
         }
         yield _gauge("agents", "Agents by driver and state", ["driver", "state"], kinds | agents)
         yield _gauge("slots", "Capacity of a driver", ["driver", "resource", "kind"], dict(self._slots()))
+        yield _gauge(
+            "cluster_counts",
+            "Logins, queries, submits and so on at a Slurm cluster, as its agents and logins count them",
+            ["cluster", "what"],
+            dict(self._clusters()),
+        )
         yield _gauge("queue_in_memory", "Entries of the scheduler", [], {(): len(it.scheduler)})
         yield _gauge("jobs_in_memory", "Jobs that somebody needs now", [], {(): len(it.jobs)})
         yield _gauge("store_waiting_units", "Changes not yet written", [], {(): it.store.waiting})
@@ -54,6 +61,19 @@ class _Snapshot(Collector):
         yield CounterMetricFamily(
             f"{_PREFIX}_events", "Events of jobs since the store was made", it.events.last
         )
+
+    def _clusters(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Sums over the users of each cluster."""
+        found: dict[str, Counter[str]] = {}
+        for driver in self._supervisor.agents.drivers.values():
+            if has_logins(driver):
+                found |= {policy.name: driver.counters(policy.name) for policy in driver.policies()}
+        for agent in self._supervisor.agents:
+            if agent.environment.cluster in found:
+                found[agent.environment.cluster].update(agent.counters)
+        for cluster, counts in found.items():
+            for what, count in counts.items():
+                yield (cluster, what), count
 
     def _slots(self) -> Iterator[tuple[tuple[str, ...], float]]:
         for name, pool in self._supervisor.agents.pools.items():

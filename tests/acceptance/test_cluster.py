@@ -116,6 +116,9 @@ def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -
     listed = {item["name"]: item for item in client.clusters()}
     assert listed["ask"]["counters"]["logins"] == 2
     assert listed["ask"]["limits"]["logins_per_day"] == 50
+    metrics = client.transport.once("GET", "/metrics", read_secs=30, stream=False).data.decode()
+    assert 'sirepo_jobs_cluster_counts{cluster="ask",what="logins"} 2.0' in metrics
+    assert 'sirepo_jobs_cluster_counts{cluster="own",what="logins"} 0.0' in metrics
     assert site.cli("cluster", "logout", "ask").returncode == 0
     waiting = client.submit({"command": ["true"], "driver": "sbatch", "cluster": "own"})
     assert client.wait(waiting.jid, timeout=60).state == "completed"
