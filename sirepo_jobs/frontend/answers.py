@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from sirepo_jobs.job import State, Usage
 from sirepo_jobs.login import Check, ClusterView, LoginView
@@ -126,6 +126,109 @@ class EventList(Struct, frozen=True):
     events: list[Event]
 
 
+class Amounts(Struct, frozen=True, kw_only=True):
+    """Resources as numbers; memory in bytes."""
+
+    cpus: int
+    memory: int
+    gpus: int
+
+
+class Waiting(Struct, frozen=True, kw_only=True):
+    """What a job waits for, and how long it has."""
+
+    #: `agent`, `op_slot`, `run_dir`, `cpus`, or `turn`.
+    for_: str = field(name="for")
+    since: datetime | None
+    secs: float
+    #: Among the caller's own jobs; the first is 1.
+    position: int
+    position_is_exact: bool
+    priority: int
+    needs: Amounts
+    free: Amounts
+    in_all: Amounts
+    op: int | None
+
+
+class AgentInTouch(Struct, frozen=True, kw_only=True):
+    """The agent of a job, as it is now."""
+
+    name: str
+    driver: str
+    state: str
+    host: str | None
+    since: datetime | None
+    launch_failures: int
+    trouble: str | None
+    next_try_at: datetime | None
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where a job was put."""
+
+    agent: str
+    driver: str | None
+    host: str | None
+    attempt: int
+    started_at: datetime | None
+    #: It waits at the agent for slots.
+    sent_ahead: bool
+
+
+class TimeLimit(Struct, frozen=True, kw_only=True):
+    """The limit that ended a job."""
+
+    kind: str
+    secs: float
+
+
+class Ending(Struct, frozen=True, kw_only=True):
+    """How a job ended, and what it last said."""
+
+    at: datetime | None
+    secs: float | None
+    exit_code: int | None
+    signal: int | None
+    signal_name: str | None
+    proof: str | None
+    attempts: int
+    failures: int
+    max_attempts: int
+    limit: TimeLimit | None
+    #: Its last lines; null where nobody looked.
+    stderr: list[str] | None
+    stderr_error: str | None
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What somebody asked for last."""
+
+    what: str
+    by: str
+    at: datetime | None
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Why a job waits, failed, was ended, or is where it is; what does not apply is null."""
+
+    jid: str
+    state: State
+    version: int
+    #: One paragraph for people.
+    summary: str
+    reason: Reason | None
+    fault: Fault | None
+    retryable: bool | None
+    situation: str
+    hint: str | None
+    waiting: Waiting | None
+    agent: AgentInTouch | None
+    placement: Placement | None
+    ending: Ending | None
+    asked: Wish | None
+
+
 class Agent(Struct, frozen=True, kw_only=True):
     """An agent: a claim on a user, a driver and an environment."""
 
@@ -235,6 +338,7 @@ ANSWERS: dict[str, Answer] = {
     f"PATCH {_JOBS}": Answer((ChangeResults,)),
     f"GET {_JOBS}/{{jid}}": Answer((Job,)),
     f"PATCH {_JOBS}/{{jid}}": Answer((Job,)),
+    f"GET {_JOBS}/{{jid}}/explain": Answer((Explanation,)),
     f"GET {_JOBS}/{{jid}}/attempts": Answer((AttemptList,)),
     f"GET {_JOBS}/{{jid}}/events": Answer((EventList,)),
     **{

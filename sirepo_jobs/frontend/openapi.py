@@ -13,7 +13,7 @@ from sirepo_jobs.resources import MAX_BYTES, MAX_SECS
 from sirepo_jobs.tokens import MAX_LIFE_SECS, MAX_NAME_CHARS, TokenOrder
 
 from . import problems
-from .answers import ANSWERS, Answer
+from .answers import ANSWERS, Answer, Job, JobPage, Submitted, TokenMade
 from .problems import Problem
 from .routes import PLACES, ROUTES, Kind, Route
 
@@ -268,7 +268,10 @@ def _good(route: Route, answer: Answer | None) -> dict[str, Any]:
         if answer.status == 201:
             headers["Location"] = {"schema": {"type": "string"}, "description": "Of one new thing."}
         content = {"application/json": {"schema": schema}}
-        return {str(answer.status): {"description": route.summary, "headers": headers, "content": content}}
+        good = {"description": route.summary, "headers": headers, "content": content}
+        if links := _links(answer):
+            good["links"] = links
+        return {str(answer.status): good}
     if route.path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     elif route.path == "/api/v1/events":
@@ -286,6 +289,31 @@ def _good(route: Route, answer: Answer | None) -> dict[str, Any]:
                 **{status: {"description": text, "headers": headers} for status, text in more.items()},
             }
     return {"200": {"description": route.summary, "headers": headers, "content": content}}
+
+
+#: What of an answer names something, and the place in a path where it is asked for.
+_NAMES = {
+    Submitted: ("jid", "jid"),
+    Job: ("jid", "jid"),
+    JobPage: ("jobs/0/jid", "jid"),
+    TokenMade: ("id", "token"),
+}
+
+
+def _links(answer: Answer) -> dict[str, Any]:
+    """Where one can go from an answer: with the id that it tells, to everything that takes one."""
+    found = _NAMES.get(answer.types[0])
+    if found is None:
+        return {}
+    pointer, place = found
+    return {
+        _operation_id(route): {
+            "operationId": _operation_id(route),
+            "parameters": {f"path.{place}": f"$response.body#/{pointer}"},
+        }
+        for route in ROUTES
+        if f"{{{place}}}" in route.path
+    }
 
 
 def _may_answer(route: Route, status: int) -> bool:

@@ -17,6 +17,8 @@ from sirepo_jobs.frontend.routes import ROUTES, Kind
 from tests.service_stage import Service, service_of
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
+#: Walks from answer to answer, of six requests at most.
+WALKS = max(CASES // 12, 10)
 #: Without end, or a plain file; other tests have them.
 NOT_FUZZED = {"/api/v1/events"}
 
@@ -138,6 +140,74 @@ def _fuzz(url: str, token: str, jid: str) -> dict[str, Any]:
             except Unsatisfiable:
                 assert not operation.query  # of what takes nothing there is no invalid form
     return {**seen, "failures": failures}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore")
+async def test_from_answer_to_answer_nothing_breaks_the_contract(service: Service) -> None:
+    """As clients do it: what an answer names is asked for next, changed, canceled, asked for again."""
+    pytest.importorskip("schemathesis")
+    report = await asyncio.to_thread(_walk, service.url, service.token)
+    print(report)
+    assert report.pop("failures") == []
+    linked, asked = report.pop("linked"), sum(report.values())
+    assert asked >= WALKS * 2
+    assert linked >= WALKS // 2  # it did follow links, and to things that are there
+    assert report.get(200, 0) > 0
+
+
+def _walk(url: str, token: str) -> dict[Any, Any]:
+    import requests
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.core.failures import Failure, FailureGroup
+    from schemathesis.specs.openapi import checks
+
+    held_to = (not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+               checks.response_headers_conformance, checks.response_schema_conformance)  # fmt: skip
+    schema = schemathesis.openapi.from_dict(openapi.document()).exclude(path=sorted(NOT_FUZZED))
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Authorization"] = f"Bearer {token}"
+    seen: Counter[Any] = Counter()
+    failures: list[str] = []
+
+    class Walk(schema.as_state_machine()):  # type: ignore[misc]  # made at run time
+        def before_call(self, case: Any) -> None:
+            for name in ("wait", "follow"):
+                case.query and case.query.pop(name, None)
+            if case.method == "POST" and case.path == "/api/v1/jobs":
+                case.body = {"command": ["true"]}  # odd ones are the other test's; from these one gets on
+            for name in ("Authorization", "X-Proxy-Secret", "X-Remote-User"):
+                case.headers and case.headers.pop(name, None)
+
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            return {"base_url": url, "session": session, "timeout": 20}
+
+        def validate_response(self, response: Any, case: Any, **more: Any) -> None:
+            seen[response.status_code] += 1
+            if "{jid}" in case.path and response.status_code != 404:
+                seen["linked"] += 1
+            try:
+                case.validate_response(response, checks=held_to)
+            except (Failure, FailureGroup) as exc:
+                if len(failures) < 20:
+                    failures.append(f"{case.as_curl_command()}\n{exc}"[:1500])
+
+    Walk.run(settings=settings(
+        max_examples=WALKS, stateful_step_count=6, database=None, deadline=None, derandomize=True,
+        phases=(Phase.generate,), suppress_health_check=list(HealthCheck),
+    ))  # fmt: skip
+    return {**seen, "failures": failures}
+
+
+def test_links_lead_to_what_there_is() -> None:
+    document = openapi.document()
+    ids = {op["operationId"] for ops in document["paths"].values() for op in ops.values()}
+    links = document["paths"]["/api/v1/jobs"]["post"]["responses"]["201"]["links"]
+    assert set(links) <= ids
+    assert "get_jobs_jid_explain" in links
 
 
 def test_answers_that_are_not_json_are_few() -> None:
