@@ -15,7 +15,8 @@ class Attempts:
 
     def __init__(self, files: RunFiles) -> None:
         self.files = files
-        self._live: set[Key] = set()
+        #: With the lease of each, if it has one.
+        self._live: dict[Key, float | None] = {}
         self._tails: dict[Key, Tail] = {}
         self._tailing = asyncio.Event()
 
@@ -25,6 +26,11 @@ class Attempts:
     def is_live(self, key: Key) -> bool:
         """Whether its outputs may still grow."""
         return key in self._live
+
+    @property
+    def shortest_lease(self) -> float | None:
+        """Of those that live."""
+        return min((secs for secs in self._live.values() if secs is not None), default=None)
 
     def replace(self, watch: list[Watch]) -> None:
         """The launcher's word on what lives."""
@@ -43,19 +49,20 @@ class Attempts:
                 attempt=run.attempt,
                 run_dir=run.run_dir,
                 progress=run.progress,
+                lease_secs=run.lease_secs,
             )
         )
 
     def _add(self, watch: Watch) -> None:
         key = (watch.jid, watch.attempt)
-        self._live.add(key)
+        self._live[key] = watch.lease_secs
         if watch.progress and key not in self._tails:
             self._tails[key] = Tail(watch, self.files)
             self._tailing.set()
 
     def ended(self, key: Key) -> Progress | None:
         """It is over; returns the last it had to say, if that was not told."""
-        self._live.discard(key)
+        self._live.pop(key, None)
         tail = self._tails.pop(key, None)
         if tail is None:
             return None

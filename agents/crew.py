@@ -21,6 +21,7 @@ from sirepo_jobs.agents.words import (
     Kill,
     Over,
     Pause,
+    Renew,
     Spawn,
     ToSpawner,
     decode_from_spawner,
@@ -114,6 +115,8 @@ class Crew:
         self.places = [Place() for _ in range(count)]
         #: No spawner is there to be asked for these.
         self._unasked: list[Spawn] = []
+        #: The newest `Renew`.
+        self._renew: Renew | None = None
 
     # -- asking
 
@@ -141,6 +144,13 @@ class Crew:
                 place.words.append(word)
                 return True
         return False
+
+    def renew(self, at: float) -> None:
+        """Leases count from here."""
+        self._renew = Renew(at=at)
+        for place in self.places:
+            if place.pid:
+                place.words.append(self._renew)
 
     def withdraw(self, ticket: int) -> Spawn | None:
         """Take back one that nobody was asked for yet."""
@@ -216,6 +226,7 @@ class Crew:
         theirs.close()
         place.lane = Lane(ours)
         place.slate = slate
+        place.words = [self._renew] if self._renew is not None else []
         place.back_off.started()
         self._poll.register(ours.fileno(), select.POLLIN)
 
@@ -252,7 +263,11 @@ class Crew:
 def _harmless(words: list[ToSpawner]) -> list[ToSpawner]:
     """Ends of attempts that do not begin in the same breath."""
     beginning = {word.ticket for word in words if isinstance(word, Spawn | Go)}
-    return [word for word in words if isinstance(word, Kill | Pause) and word.ticket not in beginning]
+    return [
+        word
+        for word in words
+        if isinstance(word, Renew) or (isinstance(word, Kill | Pause) and word.ticket not in beginning)
+    ]
 
 
 def _load(place: Place) -> int:

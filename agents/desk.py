@@ -123,6 +123,9 @@ class Desk:
             self._upstream.hailed(ToRelay(hello=self._hello(), watch=self._watch()))
         if frame.ack:
             self._acked(frame.ack)
+        if frame.renewed_at:
+            self._nursery.renew(frame.renewed_at)
+            self._crew.renew(frame.renewed_at)
         now = _now_us()
         for msg in frame.msgs:
             match msg:
@@ -158,6 +161,7 @@ class Desk:
             install=self.install,
             last_seq=self._roster.last_seq,
             inventory=self._roster.inventory(),
+            leases=self._spec.slurm is None,
         )
 
     def _watch(self) -> list[Watch]:
@@ -172,6 +176,7 @@ class Desk:
                         attempt=source.attempt,
                         run_dir=source.run_dir,
                         progress=source.progress,
+                        lease_secs=entry.run.lease_secs if entry.run is not None else None,
                     )
                 )
         return watch
@@ -228,6 +233,7 @@ class Desk:
             grace_secs=run.grace_secs,
             progress=run.progress,
             cpus=run.cpus,
+            lease_secs=run.lease_secs,
             spec=bytes(run.spec),
             reserved=reserved,
         )

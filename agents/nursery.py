@@ -23,6 +23,9 @@ from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
 
 _LIST_BYTES: Final = 1 << 16
+#: Leases are looked at so often: what waits for something does not notice that the host was suspended.
+LEASE_LOOK_SECS: Final = 1.0
+_LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
 _PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -89,6 +92,11 @@ class Nursery:
         #: Orphans of attempts that go on. A pid is nobody else's before we reap it.
         self._strays: dict[int, Child] = {}
         self._due: list[tuple[float, int, str]] = []
+        #: Attempts with a lease, and the instant of the boot clock from which leases count.
+        self._leased: dict[int, Child] = {}
+        self.renewed_at = process.boot_secs()
+        #: When, by the monotonic clock, they are looked at next.
+        self._look_at = 0.0
         try:
             self._list: int | None = os.open(
                 f"/proc/self/task/{threading.get_native_id()}/children", os.O_RDONLY | os.O_CLOEXEC
@@ -116,6 +124,9 @@ class Nursery:
             heapq.heappush(self._due, (child.started_mono + spawn.soft_secs, child.ticket, "soft"))
         if spawn.hard_secs is not None:
             heapq.heappush(self._due, (child.started_mono + spawn.hard_secs, child.ticket, "hard"))
+        if spawn.lease_secs is not None:
+            self._leased[child.ticket] = child
+            self._look_at = 0.0
 
     def take_rest(self, child: Child) -> None:
         """An attempt whose main process is gone already: kill what is left of it, and call it over."""
@@ -178,16 +189,46 @@ class Nursery:
             self.on_blame(child)
         return True
 
+    # -- leases
+
+    def renew(self, at: float) -> None:
+        """A word that was sent at this instant of the boot clock has reached the supervisor."""
+        self.renewed_at = max(self.renewed_at, at)
+
+    def lease_is_over(self, spawn: Spawn) -> bool:
+        """Whether the supervisor may soon conclude that this attempt is no more: then it must not be."""
+        return spawn.lease_secs is not None and process.boot_secs() >= self.renewed_at + spawn.lease_secs
+
+    def _end_leases(self, now: float) -> None:
+        left = LEASE_LOOK_SECS
+        held_for = process.boot_secs() - self.renewed_at
+        for ticket, child in list(self._leased.items()):
+            lease_secs = child.spawn.lease_secs
+            if ticket not in self._children or lease_secs is None:
+                del self._leased[ticket]
+            elif lease_secs <= held_for:
+                del self._leased[ticket]
+                self.stop(ticket, child.spawn.grace_secs, Reason.AGENT_LOST)
+            else:
+                left = min(left, lease_secs - held_for)
+        self._look_at = now + left
+
+    # -- time
+
     def next_due(self) -> float | None:
         """When, by the monotonic clock, `expire` has something to do."""
         due = self._due
         while due and due[0][1] not in self._children:
             heapq.heappop(due)
-        return due[0][0] if due else None
+        if not self._leased:
+            return due[0][0] if due else None
+        return min(due[0][0], self._look_at) if due else self._look_at
 
     def expire(self) -> None:
         """Do what limits and graces demand by now."""
         now = time.monotonic()
+        if self._leased and self._look_at <= now:
+            self._end_leases(now)
         due = self._due
         while due and due[0][0] <= now:
             _, ticket, what = heapq.heappop(due)
@@ -339,6 +380,7 @@ def report(child: Child) -> Over:
         exit_code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
         reason=child.reason,
+        message=_LEASE_OVER if child.reason is Reason.AGENT_LOST else "",
         stopped=child.stopped,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,

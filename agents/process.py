@@ -76,6 +76,11 @@ def started_mono(pid: int) -> float:
     return now - max(age, 0.0)
 
 
+def boot_secs() -> float:
+    """The clock of leases: it goes on while the host is suspended, and nobody can set it (C15)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def boot_id() -> str:
     """Changes with every boot of the host."""
     return _read("/proc/sys/kernel/random/boot_id").decode().strip()

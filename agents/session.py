@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection
@@ -11,6 +12,7 @@ from sirepo_jobs import failpoints
 from sirepo_jobs.agents.attempts import Attempts
 from sirepo_jobs.agents.link import Link
 from sirepo_jobs.agents.listing import Listings
+from sirepo_jobs.agents.process import boot_secs
 from sirepo_jobs.agents.readings import Readings
 from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.errors import RemoteError
@@ -22,6 +24,7 @@ from sirepo_jobs.protocol import (
     FromAgent,
     FromAgentFrame,
     Grant,
+    Heard,
     Heartbeat,
     Hello,
     ListFiles,
@@ -42,6 +45,8 @@ from sirepo_jobs.protocol import (
 
 #: So many messages may wait for a slow connection before the launcher has to keep the rest.
 MAX_WAITING: Final = 2000
+#: So many unconfirmed heartbeats are remembered.
+MAX_BEATS: Final = 100
 
 
 class Session:
@@ -58,6 +63,10 @@ class Session:
         self._readings = Readings(attempts.files, attempts.is_live, self._send_chunk, self.say)
         self._listings = Listings(attempts.files, self.say)
         self._heartbeat_secs = 0.0
+        #: When heartbeats that nobody has confirmed were said, by the boot clock; 0 is the hello.
+        self._beats: dict[int, float] = {}
+        self._beat_count = 0
+        self._lease_came = asyncio.Event()
         self._epoch = self._session = 0
         #: The supervisor knows us and what we hold.
         self.welcome = False
@@ -66,6 +75,7 @@ class Session:
         """Until the connection ends. Raises `ConnectionClosed`, or `RemoteError` for nonsense."""
         self._link.say(FromRelay(hail=True))
         frame = FromAgentFrame(agent=self._agent, msgs=[await self._hello])
+        self._beats[0] = boot_secs()
         await self._connection.send(encode(frame), text=True)
         failpoints.hit("session.hello_sent")
         await self._receive_welcome()
@@ -141,8 +151,27 @@ class Session:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._heartbeat_secs)
-            self.say(Heartbeat(at=time.time_ns() // 1000, held=len(self._attempts)))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._beat_secs()):
+                    await self._lease_came.wait()
+            self._lease_came.clear()
+            self._beat_count += 1
+            self._beats[self._beat_count] = boot_secs()
+            if len(self._beats) > MAX_BEATS:
+                del self._beats[next(iter(self._beats))]
+            self.say(Heartbeat(at=time.time_ns() // 1000, held=len(self._attempts), n=self._beat_count))
+
+    def _beat_secs(self) -> float:
+        """Between two heartbeats: often enough for every lease."""
+        lease_secs = self._attempts.shortest_lease
+        return self._heartbeat_secs if lease_secs is None else min(self._heartbeat_secs, lease_secs / 4)
+
+    def _renew(self, n: int) -> None:
+        """The supervisor has heard the `n`-th heartbeat: so it knew then that we are here (C9, C15)."""
+        at = self._beats.get(n)
+        if at is not None:
+            self._beats = {count: when for count, when in self._beats.items() if count > n}
+            self._link.say(FromRelay(renewed_at=at))
 
     async def _listen_for_life(self) -> None:
         """Notice within two heartbeats that the other end is gone without a word (F061, F062)."""
@@ -171,6 +200,7 @@ class Session:
                     self._epoch, self._session = received.epoch, received.session
                     self._heartbeat_secs = max(message.heartbeat_secs, 0.1)
                     self.welcome = True
+                    self._renew(0)
             if found:
                 self._obey(received.ack, received.msgs)
             if self.welcome:
@@ -188,11 +218,15 @@ class Session:
             match message:
                 case Run():
                     self._attempts.add(message)
+                    if message.lease_secs is not None and message.lease_secs < 4 * self._heartbeat_secs:
+                        self._lease_came.set()
                     for_launcher.append(message)
                 case Grant() | Cancel() | Signal() | Welcome() | Stop():
                     for_launcher.append(message)
                 case ReadOutput() | ReadFile() | ReadArchive():
                     self._readings.add(message)
+                case Heard(n=n):
+                    self._renew(n)
                 case ReadRange():
                     self._readings.take(message)
                 case ListFiles():

@@ -28,6 +28,7 @@ from sirepo_jobs.agents.words import (
     Kill,
     Over,
     Paused,
+    Renew,
     Spawn,
     Spawned,
     decode_to_spawner,
@@ -136,6 +137,8 @@ class Spawner:
                         self._begin(spawn)
                 elif isinstance(word, Kill):
                     self._kill(word)
+                elif isinstance(word, Renew):
+                    self._nursery.renew(word.at)
                 elif isinstance(word, Drop):
                     self._say(*(Dropped(ticket=ticket) for ticket in self._reserved))
                     self._reserved.clear()
@@ -157,6 +160,9 @@ class Spawner:
     # -- beginnings and ends
 
     def _begin(self, spawn: Spawn, tries: int = 0, instead_of: int = 0) -> None:
+        if self._nursery.lease_is_over(spawn):
+            self._end(never(spawn, Reason.START_FAILED, "its lease ended before it began"), spawn.cpus)
+            return
         try:
             child = self._births.start(spawn)
         except Busy as exc:

@@ -42,6 +42,7 @@ class Spawn(Struct, frozen=True, kw_only=True, tag="spawn", omit_defaults=True):
     grace_secs: float = 30.0
     progress: bool = False
     cpus: int = 1
+    lease_secs: float | None = None
     spec: bytes = b"{}"
     #: Do not start it before `Go`, or before an attempt with at least as many cpus ends with you.
     reserved: bool = False
@@ -53,6 +54,12 @@ class Go(Struct, frozen=True, kw_only=True, tag="go"):
     """Start the reserved one now, unless it runs already."""
 
     ticket: int
+
+
+class Renew(Struct, frozen=True, kw_only=True, tag="renew"):
+    """Leases count from this instant of the boot clock: then a word of ours reached the supervisor."""
+
+    at: float
 
 
 class Drop(Struct, frozen=True, kw_only=True, tag="drop"):
@@ -144,6 +151,7 @@ class Watch(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int
     run_dir: str
     progress: bool = False
+    lease_secs: float | None = None
 
 
 class ToRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -168,6 +176,8 @@ class FromRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: A connection begins: answer with `hello`, and say nothing durable until `Welcome` comes.
     hail: bool = False
     ack: int = 0
+    #: As in `Renew`; 0 = nothing new.
+    renewed_at: float = 0.0
     msgs: list[Welcome | Run | Grant | Cancel | Signal | Stop] = []
 
 
@@ -177,7 +187,7 @@ class _RawToRelay(Struct, frozen=True, kw_only=True, omit_defaults=True):
     msgs: list[msgspec.Raw] = []
 
 
-ToSpawner = Spawn | Go | Drop | Kill | Pause
+ToSpawner = Spawn | Go | Drop | Kill | Pause | Renew
 FromSpawner = Spawned | Over | Dropped | Paused | Situated | Counted
 
 _json = msgspec.json.Encoder().encode

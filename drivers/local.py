@@ -40,6 +40,7 @@ class LocalDriver:
 
     name = "local"
     remote = False
+    jobs_outlive_agent = True
 
     def __init__(
         self, *, cpus: int | None = None, memory: int | None = None, gpus: int = 0, launch_secs: float = 10.0

@@ -83,6 +83,17 @@ class Agent:
         self.line: Line | None = None
         self.handle: Handle | None = None
         self.install = ""
+        self.boot_id = ""
+        #: It ends attempts with a lease by itself.
+        self.leases = False
+        #: By the boot clock: since then nothing that we said can have renewed its leases.
+        self.renewed_at = boot_secs()
+        #: By the loop's clock, while its line is open.
+        self.heard_at = 0.0
+        #: What it holds and the store has never heard of, as "jid/attempt" (F097).
+        self.foreign: set[str] = set()
+        #: Its driver has said that it is gone, and nobody has come since.
+        self.proven_gone = False
         #: Run ops that hold a place here.
         self.ops: dict[int, Op] = {}
         #: How many of them are sent ahead.
@@ -185,6 +196,10 @@ class Agent:
                 "agent", agent=self.name, event_kind=str(event), before=str(self.state), state=str(state)
             )
             self.state, self.since = state, time.time_ns() // 1000
+        if event is AgentEvent.GONE:
+            self.proven_gone = True
+        elif event is AgentEvent.CONNECTED:
+            self.proven_gone = False
 
 
 class AgentPool:
@@ -262,7 +277,7 @@ class AgentPool:
             )
             return
         agent = self.at(environment)
-        agent.install = row.install
+        agent.install, agent.boot_id = row.install, row.boot_id
         if row.handle is not None:
             agent.handle = Handle.from_json(row.handle)
             agent.state = AgentState.UNREACHABLE
@@ -285,12 +300,14 @@ class AgentPool:
         if old is not None:
             old.hang_up(4409, "replaced by a newer connection of the same agent")
         agent.host, agent.version, agent.trouble, agent.failures = hello.host, hello.version, "", 0
+        agent.leases, agent.heard_at, agent.renewed_at = hello.leases, _now(), boot_secs()
+        agent.foreign.clear()
         agent.there.set()
         agent.gone.clear()
         agent.away_since = None
         agent.happen(AgentEvent.CONNECTED)
-        if agent.install != hello.install:
-            agent.install = hello.install
+        if (agent.install, agent.boot_id) != (hello.install, hello.boot_id):
+            agent.install, agent.boot_id = hello.install, hello.boot_id
             self.save(agent)
         self._wake(agent)
 
@@ -430,7 +447,16 @@ class AgentPool:
             environment=msgspec.json.encode(agent.environment),
             handle=agent.handle.to_json() if agent.handle else None,
             install=agent.install,
+            boot_id=agent.boot_id,
         )
+
+    def declare_gone(self, agent: Agent) -> None:
+        """An operator's word that it will never call again: the next one is launched anew."""
+        agent.happen(AgentEvent.GONE)
+        agent.handle = None
+        agent.trouble = "declared gone by an operator"
+        self.save(agent)
+        self._wake(agent)
 
     # -- ending
 
@@ -501,6 +527,11 @@ class AgentPool:
             await agent.driver.stop(handle, grace_secs=STOP_SECS)
         except LaunchError as exc:
             _log.warning("agent could not be stopped", agent=agent.name, why=str(exc))
+
+
+def boot_secs() -> float:
+    """The clock of leases: it goes on while this machine is suspended, and nobody can set it (C15)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _now() -> float:

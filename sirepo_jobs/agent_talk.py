@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from . import events, failpoints, protocol
-from .agent_pool import Agent, Line
+from .agent_pool import Agent, Line, boot_secs
 from .compute_job import ComputeJob
 from .errors import RemoteError
 from .job import HELD_BY_AGENT, State
@@ -58,6 +58,11 @@ class AgentTalk:
         if hello.agent != agent.name:
             raise RemoteError(f"agent {agent.name} called itself {hello.agent}")
         fresh = bool(agent.install) and agent.install != hello.install
+        if fresh and agent.line is not None and self._is_heard(agent):
+            # a copied token, or an agent that was taken for gone: never are both served (F024)
+            line.hang_up(4409, f"another agent {agent.name} is connected from {agent.host}; one must end")
+            return
+        rebooted = bool(agent.boot_id) and agent.boot_id != hello.boot_id
         self._supervisor.agents.connected(agent, line, hello)
         line.say(protocol.Welcome(acked=0, heartbeat_secs=self.heartbeat_secs))
         held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
@@ -65,8 +70,12 @@ class AgentTalk:
             if job.record.agent == agent.name:
                 record = job.record
                 self._compare(agent, job, held.pop((record.jid, record.serial, record.attempt), None), fresh)
-        for item in held.values():
-            self._foreign(line, item)
+        if fresh and (rebooted or not agent.driver.jobs_outlive_agent):
+            self._died_with_host(agent, rebooted=rebooted)
+        if held:
+            self._supervisor.tasks.ensure(
+                f"foreign attempts of {agent.name}", partial(self._foreign, agent, line, list(held.values()))
+            )
         self._supervisor.readings.lost(agent)
         self._supervisor.dispatch_soon()
 
@@ -106,18 +115,43 @@ class AgentTalk:
             if line is not None:
                 line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
 
-    def _foreign(self, line: Line, held: protocol.Held) -> None:
-        """The agent has an attempt that we do not count as its own."""
-        if held.state == "ended":
-            return  # its record will be acknowledged and dropped
-        job = self._supervisor.jobs.get(held.jid)
-        _log.warning("agent holds a stale attempt", jid=held.jid, attempt=held.attempt, known=job is not None)
-        if job is not None and held.attempt < job.record.attempt:
-            line.say(
-                protocol.Cancel(
-                    jid=held.jid, serial=held.serial, attempt=held.attempt, op_id=0, grace_secs=0.0
+    async def _foreign(self, agent: Agent, line: Line, held: list[protocol.Held]) -> None:
+        """The agent has attempts that we do not count as its own.
+
+        Those that are over for us are ended: another attempt may run already, or an operator has spoken.
+        Those that the store has never heard of (it was restored from a backup) are kept and shown (F097).
+        """
+        for item in held:
+            if item.state == "ended":
+                continue  # its record will be acknowledged and dropped
+            async with self._supervisor.jobs.hold(item.jid) as job:
+                stale = job is not None and (
+                    item.attempt < job.record.attempt
+                    or (item.attempt == job.record.attempt and job.record.state not in HELD_BY_AGENT)
                 )
-            )
+            if agent.line is not line:
+                return  # the next connection compares anew
+            _log.warning("agent holds a foreign attempt", jid=item.jid, attempt=item.attempt, stale=stale)
+            if stale:
+                line.say(
+                    protocol.Cancel(
+                        jid=item.jid, serial=item.serial, attempt=item.attempt, op_id=0, grace_secs=0.0
+                    )
+                )
+            else:
+                agent.foreign.add(f"{item.jid}/{item.attempt}")
+
+    def _is_heard(self, agent: Agent) -> bool:
+        return self._supervisor.loop.time() - agent.heard_at < 2 * self.heartbeat_secs
+
+    def _died_with_host(self, agent: Agent, *, rebooted: bool) -> None:
+        """Nothing of what the agent ran before can live, and its records are gone too (F025, F026)."""
+        for job in self._supervisor.jobs.active():
+            if job.record.agent == agent.name and job.record.reason is Reason.AGENT_LOST:
+                if rebooted:
+                    self.dead(job, "boot_changed", "the host was rebooted", Reason.NODE_FAILED)
+                else:
+                    self.dead(job, "agent_gone", f"agent {agent.name} is gone, and its jobs with it")
 
     def lose(self, agent: Agent, line: Line) -> None:
         """A connection ended."""
@@ -128,7 +162,11 @@ class AgentTalk:
     def out_of_reach(self, agent: Agent) -> None:
         """The agent has been away for longer than a connection may blink: say so at its jobs."""
         for job in self._supervisor.jobs.active():
-            if job.record.agent == agent.name and job.record.state is not State.LOST:
+            if job.record.agent != agent.name:
+                continue
+            if agent.proven_gone and not agent.driver.jobs_outlive_agent:
+                self.dead(job, "agent_gone", f"agent {agent.name} is gone, and its jobs with it")
+            elif job.record.state is not State.LOST:
                 reason, why = agent.blocked or (
                     Reason.AGENT_UNREACHABLE,
                     f"agent {agent.name} is out of reach",
@@ -141,6 +179,7 @@ class AgentTalk:
         """Everything in one frame, in order; durable messages are acknowledged after the commit."""
         failpoints.hit("talk.heard")
         last = 0
+        agent.heard_at = self._supervisor.loop.time()
         for message in messages:
             heed = self._hear.get(type(message))
             if heed is None:
@@ -244,7 +283,10 @@ class AgentTalk:
         agent.counters = message.counts
 
     def _heartbeat(self, agent: Agent, message: protocol.Heartbeat) -> None:
-        """That it came is all there is to know; the socket's own clock notices silence."""
+        """It is there: leases count on from the moment at which it said so."""
+        if message.n and agent.line is not None:
+            agent.renewed_at = boot_secs()
+            agent.line.say(protocol.Heard(n=message.n))
 
     def _unsupported(self, agent: Agent, message: protocol.Unsupported) -> None:
         _log.warning("agent does not know a message", agent=agent.name, kind=message.kind)
@@ -259,6 +301,21 @@ class AgentTalk:
 
     def _unheard(self, job: ComputeJob) -> None:
         self._supervisor.tell(job, unheard(job, self._supervisor.now()))
+
+    def dead(self, job: ComputeJob, proof: str, message: str, reason: Reason = Reason.AGENT_LOST) -> None:
+        """The present attempt is no more, for sure, and nothing tells how it ended."""
+        record = job.record
+        self._supervisor.tell(
+            job,
+            events.DeathProven(
+                at=self._supervisor.now(),
+                serial=record.serial,
+                attempt=record.attempt,
+                proof=proof,
+                reason=reason,
+                message=message,
+            ),
+        )
 
     def _not_started(self, job: ComputeJob, message: str, reason: Reason) -> None:
         record = job.record

@@ -24,6 +24,8 @@ from .cluster import ClusterPolicy
 from .cluster_file import parse_policy
 from .driver import Driver
 from .errors import Error, StoreError
+from .frontend import rootdir
+from .leases import Leases
 from .login import has_logins
 from .op import Need
 from .settings import Settings
@@ -117,6 +119,7 @@ async def _serve(settings: Settings, store: Store) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
     supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings.agent_idle_secs))
+    supervisor.tasks.ensure("leases", Leases(supervisor, talk).watch)
     _log.info("supervisor serves", root=str(settings.root), epoch=store.epoch, instance=store.instance)
     try:
         return await ended

@@ -104,6 +104,9 @@ class Driver(Protocol):
     capacity: Resources
     #: A launch that takes longer has failed (SIR-36).
     launch_secs: float
+    #: What its agents run may live on when `look` says GONE; False where GONE is a proof of death for all of
+    #: it, as with containers.
+    jobs_outlive_agent: bool
     #: Its agents cannot reach the root's unix socket: their `AgentSpec` has the `wss` URL of the agents'
     #: door, and the supervisor does not start without that door.
     remote: bool

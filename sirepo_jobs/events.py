@@ -46,6 +46,8 @@ class Assigned(Event, frozen=True, kw_only=True):
 
     agent: str
     run_dir: str
+    #: The attempt's lease, when the agent keeps leases and the job's policy wants one.
+    lease_secs: float | None = None
 
 
 class NotStarted(AttemptEvent, frozen=True, kw_only=True):
@@ -188,7 +190,9 @@ class AgentEvent(StrEnum):
 
 
 class Enqueue(Struct, frozen=True):
-    """The job is in the queue from now on."""
+    """The job is in the queue from now on, and may begin after a pause."""
+
+    pause_secs: float = 0.0
 
 
 class Dequeue(Struct, frozen=True):

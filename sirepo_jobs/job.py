@@ -80,12 +80,16 @@ class JobRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     failures: int = 0
     #: Attempts of this run that never became a process; bounded, see `lifecycle.MAX_STARTS`.
     false_starts: int = 0
+    #: Attempts of this run during which their agent, or its host, died; bounded, see `lifecycle.MAX_CRASHES`.
+    crashes: int = 0
     reason: Reason | None = None
     situation: str = ""
     stopping: Stopping | None = None
     stopping_by: str = ""
     agent: str | None = None
     run_dir: str | None = None
+    #: Told to the agent with this attempt: without a word from the supervisor for so long it ends it (C9).
+    lease_secs: float | None = None
     exit_code: int | None = None
     signal: int | None = None
     #: Final lengths of the output files; None until an exit record proves them.

@@ -56,6 +56,11 @@ from .spec import JobSpec
 
 #: An attempt that never became a process charges nobody, but not for ever.
 MAX_STARTS = 10
+#: Nor does one whose agent died, but a job that kills each of its agents is stopped (C12, F034).
+MAX_CRASHES = 3
+#: What is queued again because of trouble waits so long, and twice as long each time.
+FIRST_PAUSE_SECS = 0.5
+LAST_PAUSE_SECS = 60.0
 
 
 class Illegal(RemoteError):
@@ -197,6 +202,7 @@ def _assigned(job: JobRecord, event: Assigned, spec: JobSpec) -> Decision:
         attempt=job.attempt + 1,
         agent=event.agent,
         run_dir=event.run_dir,
+        lease_secs=event.lease_secs,
         reason=None,
         situation="",
         started_at=None,
@@ -305,7 +311,12 @@ def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
         new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message, false_starts=starts)
         return new, (EndAttempt(), Ended())
     new = _pending(over, event.at, Reason.RETRYING, event.message)
-    return replace(new, false_starts=starts), (EndAttempt(), Enqueue())
+    pause_secs = 0.0 if job.stopping else _pause_secs(starts)
+    return replace(new, false_starts=starts), (EndAttempt(), Enqueue(pause_secs))
+
+
+def _pause_secs(tries: int) -> float:
+    return float(min(FIRST_PAUSE_SECS * 2.0 ** (tries - 1), LAST_PAUSE_SECS))
 
 
 def _exited(job: JobRecord, event: Exited, spec: JobSpec) -> Decision:
@@ -325,6 +336,8 @@ def _exited(job: JobRecord, event: Exited, spec: JobSpec) -> Decision:
     if event.exit_code == 0 and event.reason is None:
         new = replace(over, state=S.COMPLETED, reason=None, situation="", stopping=None)
         return new, (EndAttempt(), Ended())
+    if event.reason in _INTERRUPTED:
+        return _interrupted(over, event, event.reason, event.message or _sentence(event, spec), spec)
     reason = event.reason or (Reason.SIGNALED if event.signal is not None else Reason.EXIT_NONZERO)
     return _failed(over, event.at, reason, event.message or _sentence(event, spec), spec)
 
@@ -333,7 +346,34 @@ def _death_proven(job: JobRecord, event: DeathProven, spec: JobSpec) -> Decision
     over = replace(job, ended_at=event.at, proof=event.proof)
     if job.stopping:
         return _stopped(over, event.at)
-    return _failed(over, event.at, event.reason, event.message, spec)
+    return _interrupted(over, event, event.reason, event.message, spec)
+
+
+#: Why an attempt ended that neither its program nor anybody's wish ended.
+_INTERRUPTED = frozenset({Reason.AGENT_LOST, Reason.NODE_FAILED})
+#: Proofs that do not speak against the job: a network may fail, and an operator may say so.
+_BLAMELESS = frozenset({"lease_expired", "operator"})
+
+
+def _interrupted(
+    over: JobRecord, event: Exited | DeathProven, reason: Reason, situation: str, spec: JobSpec
+) -> Decision:
+    """The attempt is over because its agent or its host is: the job's policy decides (C9, C12)."""
+    leased = isinstance(event, Exited) and event.stopped
+    crashes = over.crashes + (event.proof not in _BLAMELESS and not leased)
+    over = replace(over, crashes=crashes)
+    if crashes >= MAX_CRASHES and not over.stopping:
+        situation = (
+            f"its agent died {crashes} times while it ran, so it is not tried again; last: {situation}"
+        )
+        new = replace(
+            over, state=S.ERROR, reason=Reason.POISONED, situation=situation, failures=over.failures + 1
+        )
+        return new, (EndAttempt(), Ended())
+    if spec.on_lost == "requeue" and not over.stopping:
+        new = _pending(over, event.at, Reason.RETRYING, f"attempt {over.attempt} was lost: {situation}")
+        return new, (EndAttempt(), Enqueue(_pause_secs(crashes) if crashes else 0.0))
+    return _failed(over, event.at, reason, situation, spec)
 
 
 def _failed(over: JobRecord, at: int, reason: Reason, situation: str, spec: JobSpec) -> Decision:
@@ -374,6 +414,7 @@ def _retry_asked(job: JobRecord, event: RetryAsked, spec: JobSpec) -> Decision:
         serial=job.serial + 1,
         failures=0,
         false_starts=0,
+        crashes=0,
         exit_code=None,
         signal=None,
         started_at=None,

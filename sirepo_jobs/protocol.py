@@ -72,6 +72,8 @@ class Run(Attempt, frozen=True, kw_only=True, tag_field="op", tag="run", omit_de
     cpus: int = 1
     #: Do not start before `Grant`, or before an attempt with at least as many cpus ends here.
     standby: bool = False
+    #: Without a word from the supervisor for so long, counted from the last one known, end it (C9).
+    lease_secs: float | None = None
     #: The spec as submitted, for `spec.json`.
     spec: msgspec.Raw = msgspec.Raw(b"{}")
 
@@ -155,6 +157,12 @@ class ListFiles(Attempt, frozen=True, kw_only=True, tag_field="op", tag="list_fi
     limit: int
 
 
+class Heard(Struct, frozen=True, kw_only=True, tag_field="op", tag="heard"):
+    """The heartbeat `n` has come: leases count from when it was sent."""
+
+    n: int
+
+
 class Credit(Struct, frozen=True, kw_only=True, tag_field="op", tag="credit"):
     """The reader has taken `count` bytes of the reading `op_id`: so many more may be sent."""
 
@@ -200,6 +208,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     #: Last `seq` that the launcher's journal has given out.
     last_seq: Whole
     inventory: list[Held]
+    #: Attempts with a lease are ended here when it is over.
+    leases: bool = False
 
 
 class Started(Attempt, frozen=True, kw_only=True, tag_field="op", tag="started"):
@@ -323,11 +333,12 @@ class FileList(Struct, frozen=True, kw_only=True, tag_field="op", tag="file_list
     more: bool = False
 
 
-class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="op", tag="heartbeat"):
-    """I am alive; `held` attempts are with me."""
+class Heartbeat(Struct, frozen=True, kw_only=True, tag_field="op", tag="heartbeat", omit_defaults=True):
+    """I am alive; `held` attempts are with me. One with an `n` is answered by `Heard`."""
 
     at: Whole
     held: Whole
+    n: Whole = 0
 
 
 class Unsupported(Struct, frozen=True, kw_only=True, tag_field="op", tag="unsupported"):
@@ -345,7 +356,18 @@ class Unknown(Struct, frozen=True, kw_only=True):
 
 ReadAsk = ReadOutput | ReadFile | ReadArchive | ListFiles
 ToAgent = (
-    Welcome | Run | Grant | Cancel | Signal | ReadAsk | ReadRange | Credit | StopReading | Stop | Unsupported
+    Welcome
+    | Run
+    | Grant
+    | Cancel
+    | Signal
+    | ReadAsk
+    | ReadRange
+    | Credit
+    | StopReading
+    | Stop
+    | Heard
+    | Unsupported
 )
 Durable = Started | Exited | Suspended
 FromAgent = (

@@ -29,6 +29,10 @@ MAX_NAME_CHARS = 200
 MAX_BATCH = 10_000
 #: Whose jobs are Slurm's.
 SLURM_DRIVER = "sbatch"
+#: A lease that nobody named, and the shortest and the longest that may be named.
+LEASE_SECS = 300.0
+MIN_LEASE_SECS = 1.0
+MAX_LEASE_SECS = 30 * 86400.0
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -97,6 +101,16 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     queue: str = "default"
     tags: dict[str, str] = {}
     progress: Literal["jsonl"] | None = None
+    #: What is to be done when the agent is out of reach for longer than `lost_after` and nothing proves what
+    #: became of the attempt (C9): `wait` for evidence or an operator's word; `requeue` or `fail` at the end
+    #: of a lease of so many seconds, before which the agent has ended the attempt itself.
+    on_lost: Literal["wait", "requeue", "fail"] = "wait"
+    lost_after: float | None = None
+
+    @property
+    def lease_secs(self) -> float | None:
+        """How long an attempt may go on without a word from the supervisor; None: for ever."""
+        return None if self.on_lost == "wait" else self.lost_after or LEASE_SECS
 
 
 #: Fields of the contract that no room serves yet; refused rather than ignored.
@@ -135,6 +149,7 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
     words["limits"] = _units(words.get("limits"), ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits")
     words["slurm"] = _units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
     words["slurm"] = _units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
+    words |= _units({"lost_after": raw.get("lost_after")}, ("lost_after",), parse_secs, pointer)
     try:
         spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
     except msgspec.ValidationError as exc:
@@ -362,6 +377,11 @@ def _check(spec: JobSpec, pointer: str) -> None:
         refuse("slurm", f"is for jobs of the driver {SLURM_DRIVER!r}, and this one names {spec.driver!r}")
     for field, said in check_slurm(spec.slurm) if spec.slurm is not None else ():
         refuse(f"slurm/{field}", said)
+    if spec.lost_after is not None:
+        if spec.on_lost == "wait":
+            refuse("lost_after", "belongs to on_lost 'requeue' or 'fail'; with 'wait' there is no lease")
+        if not MIN_LEASE_SECS <= spec.lost_after <= MAX_LEASE_SECS:
+            refuse("lost_after", f"{spec.lost_after:g}s is not between 1s and 30 days")
 
 
 def _check_env(spec: JobSpec, refuse: Any) -> None:

@@ -115,6 +115,8 @@ class Supervisor:
         self._dispatching = False
         #: Whose place in the queue is another one; they are moved together at the end of the turn.
         self._moved: dict[str, ComputeJob] = {}
+        #: Queued, and not to begin before the timer.
+        self._pauses: dict[str, asyncio.TimerHandle] = {}
 
     @staticmethod
     def now() -> int:
@@ -262,11 +264,14 @@ class Supervisor:
 
     def _carry_out(self, job: ComputeJob, effect: Effect) -> None:
         match effect:
+            case Enqueue(pause_secs=secs) if secs:
+                self._pause(job, secs)
             case Enqueue():
-                self.scheduler.add(job.entry(self.shape(job)))
-                self.dispatch_soon()
+                self._queue(job)
             case Dequeue():
                 self.scheduler.remove(job.record.user, job.jid)
+                if job.jid in self._pauses:
+                    self._pauses.pop(job.jid).cancel()
                 self._end_op(job)
                 self.dispatch_soon()  # others may have waited behind it
             case Requeue():
@@ -280,6 +285,20 @@ class Supervisor:
                 pass  # whoever depends on it is told here, when there are dependencies
             case Note(text=text):
                 _log.info("dropped", jid=job.jid, what=text)
+
+    def _queue(self, job: ComputeJob) -> None:
+        self.scheduler.add(job.entry(self.shape(job)))
+        self.dispatch_soon()
+
+    def _pause(self, job: ComputeJob, secs: float) -> None:
+        """Queue it after a while. A restart forgets the pause: it was one itself."""
+
+        def over() -> None:
+            del self._pauses[job.jid]
+            if job.record.state is State.PENDING:
+                self._queue(job)
+
+        self._pauses[job.jid] = self.loop.call_later(secs, over)
 
     def _end_attempt(self, job: ComputeJob) -> None:
         record = job.record
@@ -336,6 +355,8 @@ class Supervisor:
         self._move()
         self.ops.settle()
         for entry in self.scheduler.admit(self._room):
+            if entry.jid in self._pauses:
+                continue  # a page of the store named it; its timer will, too
             job = self.jobs.get(entry.jid)
             if job is None:
                 self.scheduler.add(entry)
@@ -400,7 +421,9 @@ class Supervisor:
     def _assign(self, job: ComputeJob, op: Op) -> None:
         """Everything is acquired: write the intent down, then send (C1)."""
         run_dir = f"{job.jid}/{job.record.attempt + 1}"
-        self.tell(job, Assigned(at=self.now(), agent=op.place.key, run_dir=run_dir))
+        agent = self.agents.get(op.place.key)
+        lease_secs = job.spec.lease_secs if agent is not None and agent.leases else None
+        self.tell(job, Assigned(at=self.now(), agent=op.place.key, run_dir=run_dir, lease_secs=lease_secs))
         self.commits.after(partial(self.send_run, job, job.record.attempt))
 
     def send_run(self, job: ComputeJob, attempt: int) -> None:
@@ -432,6 +455,7 @@ class Supervisor:
                 progress=spec.progress is not None,
                 cpus=spec.resources.cpus,
                 standby=op.standby,
+                lease_secs=record.lease_secs,
                 spec=msgspec.Raw(job.fixed.spec),
             )
         )
@@ -504,6 +528,9 @@ class Supervisor:
 
     def why_pending(self, job: ComputeJob) -> tuple[Reason | None, str]:
         """Why a queued job waits, now."""
+        if (pause := self._pauses.get(job.jid)) is not None:
+            left = max(0.0, pause.when() - self.loop.time())
+            return Reason.RETRYING, f"{job.record.situation}; tried again in {left:.0f} s"
         if job.op is not None and job.op.waiting is not None:
             return job.op.waiting.reason, job.op.waiting.text
         shape = self.shape(job)

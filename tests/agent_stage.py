@@ -20,6 +20,8 @@ from sirepo_jobs.protocol import (
     Credit,
     Exited,
     Grant,
+    Heard,
+    Heartbeat,
     Hello,
     OutputEnd,
     Progress,
@@ -62,6 +64,8 @@ class Stage:
         self.crediting = True
         self.welcoming = True
         self.heartbeat_secs = 5.0
+        #: Confirm heartbeats.
+        self.hearing = True
         #: Refuse with this code after Hello.
         self.refuse: int | None = None
         self.session = 0
@@ -142,6 +146,8 @@ class Stage:
                 self.ends[message.op_id] = message
             else:
                 self.others.append(message)
+                if isinstance(message, Heartbeat) and message.n and self.hearing:
+                    await self.send([Heard(n=message.n)])
         if self.acked > before:
             await self.send([])
         await self._note()

@@ -22,6 +22,7 @@ class ScriptedDriver:
     name = "local"
     launch_secs = 5.0
     remote = False
+    jobs_outlive_agent = True
 
     def __init__(self, *script: str, cpus: int = 2) -> None:
         self.script = list(script) or ["ok"]
@@ -64,6 +65,8 @@ class ScriptedAgent:
     def __init__(self, name: str) -> None:
         self.name = name
         self.install = f"install of {name}"
+        self.boot_id = "b"
+        self.leases = True
         self.said: list[Any] = []
         self.runs: dict[str, p.Run] = {}
         self.states: dict[str, str] = {}
@@ -88,10 +91,11 @@ class ScriptedAgent:
             version="1",
             host="here",
             pid=1,
-            boot_id="b",
+            boot_id=self.boot_id,
             install=self.install,
             last_seq=self.seq,
             inventory=inventory,
+            leases=self.leases,
         )
         talk.greet(agent, self.line, hello)
         if self.unacked:

@@ -46,6 +46,7 @@ class SbatchDriver:
     name = "sbatch"
     #: Those that cannot call by themselves call through their login.
     remote = False
+    jobs_outlive_agent = True
     #: Slurm decides what fits; the policies limit how many jobs there are.
     capacity = Resources(cpus=1 << 40, memory=1 << 60, gpus=1 << 40, disk=1 << 60, nodes=1 << 20)
 

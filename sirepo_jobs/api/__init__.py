@@ -11,8 +11,8 @@ from .clusters import Cluster, ClusterCheck, Clusters, Login, LoginAnswer
 from .explain import Explain
 from .files import Files
 from .handler import House
-from .jobs import Attempts, Job, JobEvents, Jobs, Signal, Verb
-from .service import Agents, AgentVerb, Health, Metrics, Stats, StopAgents
+from .jobs import Attempts, DeclareLost, Job, JobEvents, Jobs, Signal, Verb
+from .service import Agents, AgentVerb, DeclareGone, Health, Metrics, Stats, StopAgents
 from .streams import Events, Logs
 from .tokens import Token, TokenFeed, Tokens
 
@@ -27,6 +27,7 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (rf"/api/v1/jobs/{jid}", Job),
         (rf"/api/v1/jobs/{jid}/(cancel|hold|release|retry)", Verb),
         (rf"/api/v1/jobs/{jid}/(suspend|resume)", Signal),
+        (rf"/api/v1/jobs/{jid}/declare-lost", DeclareLost),
         (rf"/api/v1/jobs/{jid}/explain", Explain),
         (rf"/api/v1/jobs/{jid}/attempts", Attempts),
         (rf"/api/v1/jobs/{jid}/events", JobEvents),
@@ -42,6 +43,7 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/api/v1/clusters/([a-z0-9_]{1,32})/check", ClusterCheck),
         (rf"/api/v1/agents/({AGENT_NAME})/(drain|stop)", AgentVerb),
         (r"/metrics", Metrics),
+        (rf"/api/v1/agents/({AGENT_NAME})/declare-gone", DeclareGone),
         (r"/api/v1/stats", Stats),
         (r"/api/v1/tokens", Tokens),
         (rf"/api/v1/tokens/({TOKEN_ID})", Token),

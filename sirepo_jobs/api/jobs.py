@@ -21,6 +21,7 @@ from sirepo_jobs.store import JobQuery
 from sirepo_jobs.views import JOB_FIELDS, JOB_VIEWS, attempt_view, event_view, job_view
 
 from .handler import Handler
+from .service import declare_dead
 
 MAX_WAIT_SECS = 300.0
 MAX_PAGE = 1000
@@ -220,6 +221,27 @@ class Verb(Handler):
                 return RetryAsked(at=at, by=by)
         own = job.record.user == by
         return CancelAsked(at=at, by=by, reason=Reason.CANCELED_BY_USER if own else Reason.CANCELED_BY_ADMIN)
+
+
+class DeclareLost(Handler):
+    """`/jobs/{jid}/declare-lost`: an operator's word in the place of a proof (C9)."""
+
+    async def post(self, jid: str) -> None:
+        """End the present attempt, if it is out of reach. 409 where an agent can be asked instead."""
+        if not self.is_admin:
+            raise NotFound("there is no such page")
+        async with self.job(jid) as job:
+            record = job.record
+            if record.state not in FINAL:
+                agent = self.supervisor.agents.get(record.agent or "")
+                away = agent is None or agent.line is None
+                if record.state not in HELD_BY_AGENT:
+                    raise _cannot(job, "be lost")
+                if record.state is not State.LOST and not away:
+                    raise Conflict(f"the agent of {jid} is connected and has the job: cancel it instead")
+                declare_dead(self.supervisor, job, self.user)
+            await self.supervisor.commits.durable()
+            self.answer(self.view(job))
 
 
 class Signal(Handler):

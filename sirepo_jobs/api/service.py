@@ -5,7 +5,10 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from sirepo_jobs.agent_pool import Agent
-from sirepo_jobs.errors import NotFound
+from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.errors import Conflict, NotFound
+from sirepo_jobs.events import DeathProven
+from sirepo_jobs.supervisor import Supervisor
 
 from . import metrics
 from .handler import Handler, House, encode
@@ -24,7 +27,23 @@ def agent_view(agent: Agent) -> dict[str, Any]:
         "version": agent.version,
         "trouble": agent.trouble,
         "counters": agent.counters,
+        "foreign": sorted(agent.foreign),
     }
+
+
+def declare_dead(supervisor: Supervisor, job: ComputeJob, by: str) -> None:
+    """The present attempt is no more: somebody says so who answers for it."""
+    record = job.record
+    supervisor.tell(
+        job,
+        DeathProven(
+            at=supervisor.now(),
+            serial=record.serial,
+            attempt=record.attempt,
+            proof="operator",
+            message=f"{by} declared that it is no more; its agent was out of reach",
+        ),
+    )
 
 
 class Agents(Handler):
@@ -51,6 +70,26 @@ class AgentVerb(Handler):
             self.supervisor.agents.drain(agent)
         else:
             await self.supervisor.agents.stop(agent)
+        self.answer(agent_view(agent))
+
+
+class DeclareGone(Handler):
+    """`/agents/{agent}/declare-gone`: an operator's word in the place of a proof (C9)."""
+
+    async def post(self, name: str) -> None:
+        """End the attempts of an agent that is out of reach. Asking again changes nothing."""
+        agent = self.supervisor.agents.get(name)
+        if not self.is_admin or agent is None:
+            raise NotFound(f"there is no agent {name[:64]!r}", code="agent_not_found")
+        if agent.line is not None:
+            raise Conflict(
+                f"agent {name} is connected from {agent.host}: it is not gone; cancel its jobs, or stop it"
+            )
+        jobs = [job for job in self.supervisor.jobs.active() if job.record.agent == name]
+        for job in jobs:
+            declare_dead(self.supervisor, job, self.user)
+        self.supervisor.agents.declare_gone(agent)
+        await self.supervisor.commits.durable()
         self.answer(agent_view(agent))
 
 

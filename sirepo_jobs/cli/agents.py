@@ -1,4 +1,4 @@
-"""`agent list|drain|stop`: the long-lived processes that run the jobs."""
+"""`agent list|drain|stop|declare-gone`: the long-lived processes that run the jobs."""
 
 from typing import Any
 
@@ -106,3 +106,9 @@ drain_command = _verb(
     "Give agents no more work; each ends when it has finished what it has. Waiting jobs get a fresh one.",
 )
 stop_command = _verb("stop", "stop_agent", "End agents now, and with them their running jobs.")
+declare_gone_command = _verb(
+    "declare-gone",
+    "declare_gone",
+    "Say that agents that are out of reach are gone, and everything that they ran (operators only)."
+    " Their lost jobs end, or go on as their `on_lost` says. Be sure: what lives on may run twice.",
+)

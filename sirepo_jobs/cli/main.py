@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "resume": "verbs",
     "cluster": "cluster",
     "update": "update",
+    "declare-lost": "verbs",
     "agent": "agents",
     "token": "tokens",
     "audit": "audit",
@@ -74,7 +75,9 @@ class LazyGroup(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        found = getattr(importlib.import_module(f"sirepo_jobs.cli.{module}"), f"{cmd_name}_command")
+        found = getattr(
+            importlib.import_module(f"sirepo_jobs.cli.{module}"), f"{cmd_name.replace('-', '_')}_command"
+        )
         assert isinstance(found, click.Command)
         return found
 

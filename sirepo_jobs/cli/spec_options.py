@@ -39,11 +39,24 @@ _OPTIONS = (
         help="Try again only for this reason: OUT_OF_MEMORY, ...",
     ),
     click.option(
+        "--on-lost",
+        type=click.Choice(["wait", "requeue", "fail"]),
+        help="When its agent stays out of reach: wait for it (usual), run it again, or give up.",
+    ),
+    click.option("--lost-after", metavar="TIME", help="For --on-lost: after so long; usually 5m."),
+    click.option(
         "--progress", type=click.Choice(["jsonl"]), help="The job writes its progress as JSON lines."
     ),
     click.option(
         "--idempotency-key", metavar="KEY", help="Sending the same job twice with this key makes one job."
     ),
+)
+
+
+#: Options that are named like their field.
+_PLAIN = (
+    *("name", "jid", "driver", "cluster", "image", "priority", "queue", "max_attempts", "progress"),
+    *("on_lost", "lost_after"),
 )
 
 
@@ -60,17 +73,7 @@ def make_spec(command: tuple[str, ...], options: dict[str, Any]) -> dict[str, An
     Units stay texts and values unchecked: the service has one place that reads them.
     """
     spec: dict[str, Any] = {"command": list(command)}
-    for name in (
-        "name",
-        "jid",
-        "driver",
-        "cluster",
-        "image",
-        "priority",
-        "queue",
-        "max_attempts",
-        "progress",
-    ):
+    for name in _PLAIN:
         spec[name] = options.get(name)
     spec["resources"] = _given({name: options.get(name) for name in ("cpus", "memory", "gpus")})
     spec["limits"] = _given(

@@ -54,7 +54,7 @@ def _verb(name: str, states: str, help_text: str) -> click.Command:
     ) -> int:
         client: Client = here.client()
         chosen = select(client, Chosen(jids, filters, tag, everything), states)
-        return tell_each(here, chosen, getattr(client, name))
+        return tell_each(here, chosen, getattr(client, name.replace("-", "_")))
 
     return command
 
@@ -71,6 +71,11 @@ hold_command = _verb(
 )
 release_command = _verb("release", "held", "Let held jobs go on.")
 retry_command = _verb("retry", "error,canceled", "Run jobs again that have ended.")
+declare_lost_command = _verb(
+    "declare-lost",
+    "lost",
+    "Say that the present attempt of jobs whose agent is out of reach is no more (operators only).",
+)
 suspend_command = _verb(
     "suspend", "running", "Stop the processes of running jobs; they keep memory and place until `resume`."
 )

@@ -180,6 +180,13 @@ class Client(AbstractContextManager["Client"]):
         """Let the processes of a suspended job go on."""
         return self._tell(jid, "resume")
 
+    def declare_lost(self, jid: str) -> Job:
+        """An operator's word: the present attempt of a job whose agent is out of reach is no more.
+
+        Raises `Conflict` where the agent can be asked instead.
+        """
+        return self._tell(jid, "declare-lost")
+
     def change(
         self,
         jid: str,
@@ -363,6 +370,13 @@ class Client(AbstractContextManager["Client"]):
     def stop_agent(self, agent: str) -> dict[str, Any]:
         """End an agent and its jobs; returns when it is gone."""
         return self._tell_agent(agent, "stop")
+
+    def declare_gone(self, agent: str) -> dict[str, Any]:
+        """An operator's word: an agent that is out of reach is gone, and everything that it ran.
+
+        Raises `Conflict` while it is connected.
+        """
+        return self._tell_agent(agent, "declare-gone")
 
     def _tell_agent(self, agent: str, verb: str) -> dict[str, Any]:
         path = f"/api/v1/agents/{quote(agent, safe='')}/{verb}"

@@ -244,6 +244,8 @@ class Agent(Struct, frozen=True, kw_only=True):
     trouble: str | None
     #: What it has asked of its batch scheduler since its start, and what it holds there.
     counters: dict[str, int] = {}
+    #: What it holds and the store has never heard of, as "jid/attempt": kept, until somebody looks.
+    foreign: list[str] = []
 
 
 class AgentList(Struct, frozen=True):
@@ -343,7 +345,7 @@ ANSWERS: dict[str, Answer] = {
     f"GET {_JOBS}/{{jid}}/events": Answer((EventList,)),
     **{
         f"POST {_JOBS}/{{jid}}/{verb}": Answer((Job,))
-        for verb in ("cancel", "hold", "release", "retry", "suspend", "resume")
+        for verb in ("cancel", "hold", "release", "retry", "suspend", "resume", "declare-lost")
     },
     "GET /api/v1/agents": Answer((AgentList,)),
     "GET /api/v1/clusters": Answer((ClusterList,)),
@@ -354,6 +356,7 @@ ANSWERS: dict[str, Answer] = {
     "POST /api/v1/clusters/{cluster}/check": Answer((CheckList,)),
     "POST /api/v1/agents/{agent}/drain": Answer((Agent,)),
     "POST /api/v1/agents/{agent}/stop": Answer((Agent,)),
+    "POST /api/v1/agents/{agent}/declare-gone": Answer((Agent,)),
     "POST /api/v1/tokens": Answer((TokenMade,), 201),
     "GET /api/v1/tokens": Answer((TokenList,)),
     "DELETE /api/v1/tokens/{token}": Answer((Token,)),

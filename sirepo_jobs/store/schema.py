@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 
 #: The newest migration; a database that is there already opens without loading Alembic.
-HEAD = "0003"
+HEAD = "0004"
 
 #: SQLite's own row number only if the type is spelled INTEGER.
 _ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -147,7 +147,7 @@ agents = Table(
     Column("environment", LargeBinary, nullable=False),
     Column("handle", LargeBinary),
     Column("install", Text, nullable=False),
-    Column("acked", BigInteger, nullable=False),
+    Column("boot_id", Text, nullable=False, server_default=""),
 )
 
 tokens = Table(

@@ -143,7 +143,7 @@ class Statements:
         self._run(
             self._agents,
             [
-                (row.agent, row.environment, row.handle, row.install, row.acked)
+                (row.agent, row.environment, row.handle, row.install, row.boot_id)
                 for row in unit.agents.values()
             ],
         )

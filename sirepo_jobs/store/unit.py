@@ -52,8 +52,8 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     handle: bytes | None = None
     #: Identity of its state directory, as told by `Hello`.
     install: str = ""
-    #: Last durable `seq` of that install whose effects are committed.
-    acked: int = 0
+    #: Of its host, as told by `Hello`.
+    boot_id: str = ""
 
 
 class KeyRow(Struct, frozen=True, kw_only=True):

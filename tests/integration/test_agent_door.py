@@ -30,6 +30,7 @@ from sirepo_jobs.drivers.local import LocalDriver
 class FarDriver(LocalDriver):
     name = "far"
     remote = True
+    jobs_outlive_agent = True
 """
 
 

@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
             "agent_pool",
             "agent_talk",
             "agent_line",
+            "leases",
             "commits",
             "event_hub",
             "intake",

@@ -145,7 +145,9 @@ class Exercise:
             reason=Reason.PREEMPTED,
             started_at=AT,
         )
-        agent = AgentRow(agent="local-ann", environment=b'{"driver":"local"}', handle=b"\x00\xff", acked=3)
+        agent = AgentRow(
+            agent="local-ann", environment=b'{"driver":"local"}', handle=b"\x00\xff", boot_id="b"
+        )
         key = KeyRow(user="ann", key="K", digest=b"\x00" * 32, jids=["J1", "J2"], created_at=AT)
         unit.attempts.append(attempt)
         unit.agents[agent.agent] = agent
@@ -231,11 +233,11 @@ class Exercise:
             it.store.submit(Unit(agents={agent.agent: agent}))
             await it.store.flushed()
             assert await it.store.jobs(["J1"]) == [StoredJob(started, job.fixed)]
-            it.store.submit(Unit(agents={agent.agent: replace(agent, acked=7, install="i")}))
+            it.store.submit(Unit(agents={agent.agent: replace(agent, boot_id="c", install="i")}))
             it.store.submit(changing(ended))
             await it.store.flushed()
             assert await it.store.jobs(["J1"]) == [StoredJob(ended, job.fixed)]
-            assert await it.store.agents() == [replace(agent, acked=7, install="i")]
+            assert await it.store.agents() == [replace(agent, boot_id="c", install="i")]
             assert await it.store.active_jobs() == []
 
     async def test_many_sizes_of_one_unit(self, url: str) -> None:

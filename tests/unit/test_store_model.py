@@ -92,9 +92,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.attempts.append(attempt)
         self.unit.attempts.append(attempt)
 
-    @rule(name=st.sampled_from(["a", "b"]), acked=st.integers(0, 1 << 60), handle=st.none() | st.binary())
-    def agent(self, name: str, acked: int, handle: bytes | None) -> None:
-        row = AgentRow(agent=name, environment=b"{}", handle=handle, acked=acked)
+    @rule(name=st.sampled_from(["a", "b"]), boot_id=st.text("ab"), handle=st.none() | st.binary())
+    def agent(self, name: str, boot_id: str, handle: bytes | None) -> None:
+        row = AgentRow(agent=name, environment=b"{}", handle=handle, boot_id=boot_id)
         self.agents[name] = self.unit.agents[name] = row
 
     @rule(user=users, key=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5))
