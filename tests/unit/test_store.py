@@ -426,6 +426,8 @@ class Exercise:
             for index in ("jobs_at_rest", "jobs_at_rest_of_all", "jobs_by_name"):
                 connection.execute(text(f"DROP INDEX {index}"))
             connection.execute(text("CREATE INDEX jobs_aside ON jobs (state)"))
+            connection.execute(text("ALTER TABLE agents DROP COLUMN boot_id"))
+            connection.execute(text("ALTER TABLE agents ADD COLUMN acked BIGINT"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
         async with opened(url) as it:
             assert seqs(await jobs_of(it.store, tags={"nr": "0"})) == [6, 4, 2]
