@@ -24,7 +24,6 @@ from .cluster import ClusterPolicy
 from .cluster_file import parse_policy
 from .driver import Driver
 from .errors import Error, StoreError
-from .frontend import rootdir
 from .leases import Leases
 from .login import has_logins
 from .op import Need
