@@ -54,6 +54,7 @@ setup(
         "sirepo_jobs.cli",
         "sirepo_jobs.client",
         "sirepo_jobs.drivers",
+        "sirepo_jobs.drivers.docker",
         "sirepo_jobs.drivers.sbatch",
         "sirepo_jobs.frontend",
         "sirepo_jobs.store",
@@ -69,6 +70,7 @@ setup(
     entry_points={
         "console_scripts": ["sirepo-jobs = sirepo_jobs.cli.main:main"],
         "sirepo_jobs.drivers": [
+            "docker = sirepo_jobs.drivers.docker:DockerDriver",
             "local = sirepo_jobs.drivers.local:LocalDriver",
             "sbatch = sirepo_jobs.drivers.sbatch:SbatchDriver",
         ],

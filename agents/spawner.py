@@ -57,7 +57,7 @@ class Spawner:
         self._poll = select.poll()
         self._waker, self._wake = socket.socketpair()
         self._slate = slate
-        self._births = Births(spec.run_root, os.environ, spec.pass_env)
+        self._births = Births(spec.run_root, os.environ, spec.pass_env, spec.env)
         self._nursery = Nursery()
         self._nursery.on_blame = self._note_blame
         self._lane_fd = -1

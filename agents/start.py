@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
     if argv[0] == "relay":
         return relay.main()
     try:
-        spec = msgspec.json.decode(sys.stdin.buffer.read(), type=AgentSpec)
+        # In the foreground a line is enough: not every stdin of a container can be closed by its other side.
+        said = sys.stdin.buffer.readline() if argv[0] == "run" else sys.stdin.buffer.read()
+        spec = msgspec.json.decode(said, type=AgentSpec)
     except msgspec.DecodeError as exc:
         sys.stderr.write(f"stdin is no AgentSpec: {exc}\n")
         return 2
@@ -142,6 +144,9 @@ def _run(spec: AgentSpec) -> int:
     if lock is None:
         sys.stderr.write(f"{spec.home}/lock is held: this agent runs already\n")
         return 1
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     _launch(spec, lock, None)
     return 0
 
@@ -189,7 +194,9 @@ def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     process.set_name("sj-launcher")
     process.become_reaper()
-    _replace(f"{spec.home}/agent.json", msgspec.json.encode(spec))
+    # SECURITY: in a container the jobs are of the same user, and may read everything here but memory.
+    told = msgspec.structs.replace(spec, token="") if os.getpid() == 1 else spec
+    _replace(f"{spec.home}/agent.json", msgspec.json.encode(told))
 
     # Imported here, so that finding a launcher stays quick.
     from sirepo_jobs.agents import launcher

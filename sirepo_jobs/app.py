@@ -67,6 +67,12 @@ def load_drivers(settings: Settings, found: Iterable[EntryPoint] | None = None) 
 
 def _options(name: str, settings: Settings) -> dict[str, Any]:
     """What a driver is made with."""
+    if name == "docker":
+        return {
+            "policy_file": settings.docker_file,
+            "bundle_dir": settings.bundle_dir,
+            "socket": str(settings.root / rootdir.AGENT_SOCKET),
+        }
     if name != "sbatch":
         return {"cpus": settings.local_cpus}
     ca_file = settings.agent_ca_file
@@ -113,6 +119,7 @@ async def _serve(settings: Settings, store: Store) -> int:
     supervisor, talk = _make_supervisor(settings, store, secret, drivers, door)
     await supervisor.recover()
     server = _listen(settings, supervisor, talk, secret)
+    contained = _listen_to_contained(settings, supervisor, talk)
     if door is not None:
         door.serve(supervisor, talk)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,6 +131,7 @@ async def _serve(settings: Settings, store: Store) -> int:
         return await ended
     finally:
         server.stop()
+        contained.stop()
         if door is not None:
             door.close()
         await supervisor.tasks.close()
@@ -198,16 +206,37 @@ def _listen(settings: Settings, supervisor: Supervisor, talk: AgentTalk, secret:
     return server
 
 
-def _unix_socket(root: Path) -> socket.socket:
-    """Listen on the root's socket. Bound through a descriptor, since a path may have 107 bytes only."""
+def _listen_to_contained(settings: Settings, supervisor: Supervisor, talk: AgentTalk) -> HTTPServer:
+    """Where agents in containers call: a socket in a directory of its own, with nothing else behind it.
+
+    SECURITY: the directory is what containers see. Everybody in one may knock; the token decides. On this
+    machine nobody else gets here, since the root is closed.
+    """
+    path = settings.root / rootdir.AGENT_SOCKET
+    path.parent.mkdir(mode=0o711, exist_ok=True)
+    path.parent.chmod(0o711)
+    server = HTTPServer(
+        Application(
+            [agent_door.route(supervisor, talk)], log_function=lambda _: None, **agent_door.WEBSOCKET
+        ),
+        max_header_size=agent_door.MAX_HEADER_BYTES,
+        max_body_size=0,
+        idle_connection_timeout=agent_door.PATIENCE_SECS,
+    )
+    server.add_socket(_unix_socket(path.parent, path.name, 0o666))
+    return server
+
+
+def _unix_socket(root: Path, name: str = rootdir.SOCKET, mode: int = 0o600) -> socket.socket:
+    """Listen on a socket. Bound through a descriptor, since a path may have 107 bytes only."""
     directory = os.open(root, os.O_DIRECTORY | os.O_RDONLY)
     try:
-        path = root / rootdir.SOCKET
+        path = root / name
         path.unlink(missing_ok=True)
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         server.setblocking(False)
-        server.bind(f"/proc/self/fd/{directory}/{rootdir.SOCKET}")
-        path.chmod(0o600)
+        server.bind(f"/proc/self/fd/{directory}/{name}")
+        path.chmod(mode)
         server.listen(1024)
         return server
     finally:

@@ -39,6 +39,10 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     driver: str
     user: str
     image: str | None = None
+    #: Directories of the host that jobs see, as `SOURCE[:TARGET][:ro|rw]`.
+    mounts: list[str] = []
+    #: What jobs may reach beside their files: "network".
+    services: list[str] = []
     #: Name of the cluster; there the image belongs to the job, and one agent serves all of them.
     cluster: str | None = None
 
@@ -48,10 +52,13 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.cluster is not None:
             # SECURITY: SIR-35. A cluster's name holds no '-', so no two pairs look the same
             return f"{self.driver}.{self.cluster}-{self.user}"
-        if self.image is None:
+        if self.image is None and not (self.mounts or self.services):
             return f"{self.driver}-{self.user}"
+        told = self.image or ""
+        if self.mounts or self.services:
+            told = msgspec.json.encode([told, self.mounts, self.services]).decode()
         # SECURITY: before the user's name: behind it, it could be the end of another user's (SIR-35)
-        return f"{self.driver}.{hashlib.sha256(self.image.encode()).hexdigest()[:16]}-{self.user}"
+        return f"{self.driver}.{hashlib.sha256(told.encode()).hexdigest()[:16]}-{self.user}"
 
 
 class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -69,6 +76,8 @@ class AgentSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_root: str
     #: Names of variables of the agent's environment that jobs see too, besides the usual ones.
     pass_env: list[str] = []
+    #: What every job finds in its environment unless it says otherwise: the image's word.
+    env: dict[str, str] = {}
     #: For `wss`: the certificate authorities to trust beside none other, as a file where the agent runs,
     #: or as PEM. None of the two: those of its system.
     ca_file: str | None = None

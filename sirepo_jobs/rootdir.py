@@ -17,6 +17,8 @@ from typing import NamedTuple
 from sirepo_jobs.errors import BadInput, Conflict
 
 SOCKET = "supervisor.sock"
+#: Where agents in containers call; the only thing in its directory.
+AGENT_SOCKET = "door/agents.sock"
 SECRET = "secret"  # noqa: S105 (a file name)
 TOKEN = "token"  # noqa: S105
 FRONTEND = "frontend.json"

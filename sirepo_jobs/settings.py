@@ -45,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     local_cpus: int
     clusters_dir: Path | None
     bundle_dir: Path
+    docker_file: Path | None
     pass_env: tuple[str, ...]
     agent_idle_secs: float
     heartbeat_secs: float
@@ -292,6 +293,7 @@ SETTINGS: dict[str, Setting] = {
         lambda _: Path(__file__).parent.parent / ".agent-bundle",
         "where bin/build-agent-bundle has put the agent that is brought to clusters",
     ),
+    "docker_file": Setting(_file, None, "engines and rules of the docker driver (TOML); see docs/docker.md"),
     "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
     "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),

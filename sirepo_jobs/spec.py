@@ -38,6 +38,9 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _CLUSTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,99}")
+_IMAGE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.:/@+-]{0,499}")
+_MOUNT = re.compile(r"/[^:\0]*(:/[^:\0]*)?(:(ro|rw))?")
+MAX_MOUNTS = 50
 #: Names that the launcher sets; a job may not pretend.
 RESERVED_ENV_PREFIX = "SIREPO_JOBS_"
 
@@ -87,6 +90,10 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     #: Of the driver `sbatch`; may be left out where there is one only.
     cluster: str | None = None
     image: str | None = None
+    #: Directories of the host that the container sees: `SOURCE[:TARGET][:ro|rw]`.
+    mounts: list[str] = []
+    #: What the job may reach beside its files: "network".
+    services: list[Literal["network"]] = []
     resources: Resources = Resources()
     limits: Limits = Limits()
     #: What the job asks of Slurm beyond that; of the driver `sbatch`.
@@ -115,7 +122,6 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
 
 #: Fields of the contract that no room serves yet; refused rather than ignored.
 _NOT_YET: dict[str, str] = {
-    "image": "containers",
     "inputs": "staging of inputs",
     "outputs": "collection of outputs",
     "after": "dependencies",
@@ -363,6 +369,7 @@ def _check(spec: JobSpec, pointer: str) -> None:
         if not _WORD.fullmatch(getattr(spec, field)):
             refuse(field, f"{getattr(spec, field)[:64]!r} is not a name")
     _check_env(spec, refuse)
+    _check_container(spec, refuse)
     if len(spec.tags) > MAX_TAGS or any(len(k) > 100 or len(v) > 500 for k, v in spec.tags.items()):
         refuse("tags", f"at most {MAX_TAGS} tags, names up to 100 and values up to 500 characters")
     if not 0 <= spec.priority <= 10:
@@ -382,6 +389,19 @@ def _check(spec: JobSpec, pointer: str) -> None:
             refuse("lost_after", "belongs to on_lost 'requeue' or 'fail'; with 'wait' there is no lease")
         if not MIN_LEASE_SECS <= spec.lost_after <= MAX_LEASE_SECS:
             refuse("lost_after", f"{spec.lost_after:g}s is not between 1s and 30 days")
+
+
+def _check_container(spec: JobSpec, refuse: Any) -> None:
+    for field in ("image", "mounts", "services"):
+        if getattr(spec, field) and spec.driver == "local":
+            refuse(field, "driver local runs no containers; choose another driver, or leave it out")
+    if spec.image is not None and (not _IMAGE.fullmatch(spec.image)):
+        refuse("image", f"{spec.image[:64]!r} is not the name of an image")
+    if len(spec.mounts) > MAX_MOUNTS:
+        refuse("mounts", f"has {len(spec.mounts)}, at most {MAX_MOUNTS} are allowed", TooLarge)
+    for mount in spec.mounts:
+        if not _MOUNT.fullmatch(mount):
+            refuse("mounts", f"{mount[:64]!r} is not like /SOURCE:/TARGET:ro")
 
 
 def _check_env(spec: JobSpec, refuse: Any) -> None:

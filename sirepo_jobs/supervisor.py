@@ -84,7 +84,13 @@ def environment_of(spec: JobSpec, user: str) -> Environment:
     """Where a job may run. On a cluster the image is the job's own affair, not its agent's."""
     if spec.cluster is not None:
         return Environment(driver=spec.driver, user=user, cluster=spec.cluster)
-    return Environment(driver=spec.driver, user=user, image=spec.image)
+    return Environment(
+        driver=spec.driver,
+        user=user,
+        image=spec.image,
+        mounts=spec.mounts,
+        services=list(spec.services),
+    )
 
 
 class Supervisor:

@@ -86,6 +86,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "rich": {"cli"},
     "urllib3": {"client"},
     "aiodocker": {"drivers"},
+    "aiohttp": {"drivers"},
     "asyncssh": {"drivers"},
 }
 AGENTS_MAY_IMPORT = {
