@@ -19,13 +19,13 @@ import structlog
 
 from . import failpoints, protocol
 from .commits import Commits
-from .driver import AgentSpec, Driver, Environment, Fate, Handle
+from .driver import AgentSpec, Driver, Environment, Fate, Handle, HasHosts
 from .errors import LaunchError, Unavailable
 from .events import AgentEvent, AgentState
 from .lifecycle import agent_step
 from .login import has_logins
 from .op import Awaited, Need, Op
-from .reasons import Reason
+from .reasons import Fault, Reason
 from .resources import Resources
 from .slots import Pool
 from .store.unit import AgentRow
@@ -218,6 +218,7 @@ class AgentPool:
         is_wanted: Callable[[Agent], bool],
         out_of_reach: Callable[[Agent], None],
         pass_env: Iterable[str] = (),
+        refused: Callable[[Agent, Reason, str], None] = lambda *_: None,
         remote_url: str = "",
         ca_pem: str | None = None,
     ) -> None:
@@ -237,10 +238,18 @@ class AgentPool:
         #: Told when an agent that holds attempts has been away for `AWAY_SECS`.
         self._out_of_reach = out_of_reach
         self._pass_env = list(pass_env)
+        #: Told when a launch fails for good because of what the jobs ask.
+        self._refused = refused
         #: No agent is brought any more.
         self.stopping = False
         self._agents: dict[str, Agent] = {}
         self.pools = {name: Pool(name, driver.capacity) for name, driver in drivers.items()}
+        for driver in drivers.values():
+            if isinstance(driver, HasHosts):
+                self.pools |= {
+                    _at_host(driver, host): Pool(_at_host(driver, host), size)
+                    for host, size in driver.hosts.items()
+                }
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())
@@ -264,9 +273,15 @@ class AgentPool:
         if agent is None:
             if (driver := self.drivers.get(environment.driver)) is None:
                 raise Unavailable(f"driver {environment.driver!r} is not configured any more")
-            agent = Agent(environment, driver, self.pools[environment.driver], self)
+            agent = Agent(environment, driver, self._pool_of(environment, driver), self)
             self._agents[environment.key] = agent
         return agent
+
+    def _pool_of(self, environment: Environment, driver: Driver) -> Pool:
+        """The slots of the host where it is, or of the driver as a whole."""
+        if isinstance(driver, HasHosts):
+            return self.pools[_at_host(driver, driver.host_of(environment.user))]
+        return self.pools[environment.driver]
 
     def restore(self, row: AgentRow) -> None:
         """Know again an agent of before the restart."""
@@ -276,6 +291,9 @@ class AgentPool:
                 "agent of a driver that is not configured", agent=row.agent, driver=environment.driver
             )
             return
+        driver = self.drivers[environment.driver]
+        if row.handle is not None and isinstance(driver, HasHosts):
+            driver.remember(environment.user, Handle.from_json(row.handle))
         agent = self.at(environment)
         agent.install, agent.boot_id = row.install, row.boot_id
         if row.handle is not None:
@@ -389,6 +407,12 @@ class AgentPool:
             _log.warning("launch failed", agent=agent.name, failures=agent.failures, why=agent.trouble)
             await self._clear_half_started(agent)
             agent.happen(AgentEvent.LAUNCH_FAILED)
+            if isinstance(exc, LaunchError) and not exc.retry and exc.reason.about.fault is Fault.USER:
+                # It is not the place that fails, and whoever asks for something else need not wait for it.
+                agent.failures = 0
+                self._refused(agent, exc.reason, str(exc))
+            elif not agent.ops:
+                agent.pool = self._pool_of(agent.environment, agent.driver)
             self._wake(agent)
 
     async def _clear_half_started(self, agent: Agent) -> None:
@@ -532,6 +556,10 @@ class AgentPool:
 def boot_secs() -> float:
     """The clock of leases: it goes on while this machine is suspended, and nobody can set it (C15)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _at_host(driver: Driver, host: str) -> str:
+    return f"{driver.name}/{host}"
 
 
 def _now() -> float:

@@ -177,6 +177,7 @@ def _make_supervisor(
             is_wanted=lambda agent: supervisor.ops.waiting_for((Need.AGENT, agent.key)) > 0,
             out_of_reach=lambda agent: talk.out_of_reach(agent),
             pass_env=settings.pass_env,
+            refused=supervisor.agent_refused,
             remote_url=door.url if door else "",
             ca_pem=door.ca_pem if door else None,
         )

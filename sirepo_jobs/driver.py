@@ -11,7 +11,7 @@ What every driver promises, and `tests/driver_contract.py` holds it to:
 
 import hashlib
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -102,6 +102,22 @@ class Handle(Struct, frozen=True, kw_only=True):
     def from_json(cls, data: bytes | str) -> "Handle":
         """From the store."""
         return msgspec.json.decode(data, type=cls)
+
+
+@runtime_checkable
+class HasHosts(Protocol):
+    """A driver whose agents live on several hosts, each with something of its own to give."""
+
+    #: By the host's name.
+    hosts: dict[str, Resources]
+
+    def host_of(self, user: str) -> str:
+        """Where all agents of that user are; chosen at the first question."""
+        ...
+
+    def remember(self, user: str, handle: Handle) -> None:
+        """An agent of before the restart: its user stays where it is."""
+        ...
 
 
 class Driver(Protocol):

@@ -55,6 +55,8 @@ class NotStarted(AttemptEvent, frozen=True, kw_only=True):
 
     reason: Reason
     message: str = ""
+    #: Trying again cannot help, whatever is usual for the reason.
+    final: bool = False
 
 
 class Started(AttemptEvent, frozen=True, kw_only=True):

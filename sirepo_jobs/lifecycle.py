@@ -307,7 +307,7 @@ def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
     if job.stopping in (Stopping.CANCEL, Stopping.HOLD):
         return _stopped(over, event.at)
     starts = job.false_starts + (not job.stopping)
-    if not event.reason.about.retryable or starts >= MAX_STARTS:
+    if event.final or not event.reason.about.retryable or starts >= MAX_STARTS:
         new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message, false_starts=starts)
         return new, (EndAttempt(), Ended())
     new = _pending(over, event.at, Reason.RETRYING, event.message)

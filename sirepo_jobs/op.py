@@ -204,6 +204,10 @@ class OpLoop:
         """How many stand in the queue of a resource."""
         return len(self._queues.get(resource, ()))
 
+    def waiting_ops(self, resource: Resource) -> list[Op]:
+        """Who stands in the queue of a resource, the first one first."""
+        return list(self._queues.get(resource, ()))
+
     def check(self) -> None:
         """Raise `AssertionError` if an op that is over holds or waits for anything."""
         for resource, queue in self._queues.items():

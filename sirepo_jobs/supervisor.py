@@ -339,6 +339,27 @@ class Supervisor:
         job.op = None
         self.dispatch_soon()
 
+    def agent_refused(self, agent: Agent, reason: Reason, why: str) -> None:
+        """Its driver says that it can never be, for what the jobs themselves ask: they end, and say why."""
+        for op in self.ops.waiting_ops((Need.AGENT, agent.key)):
+            job = self.jobs.get(op.jid)
+            if job is None or job.op is not op or job.record.state is not State.PENDING:
+                continue
+            run_dir = f"{job.jid}/{job.record.attempt + 1}"
+            self.tell(job, Assigned(at=self.now(), agent=agent.key, run_dir=run_dir))
+            record = job.record
+            self.tell(
+                job,
+                NotStarted(
+                    at=self.now(),
+                    serial=record.serial,
+                    attempt=record.attempt,
+                    reason=reason,
+                    message=why,
+                    final=True,
+                ),
+            )
+
     # -- from the queue to the agent
 
     def environment(self, job: ComputeJob) -> Environment:

@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from sirepo_jobs.errors import LaunchError
+from sirepo_jobs.reasons import Reason
+
 #: Where the bundle is in every container.
 BUNDLE: Final = "/opt/sirepo_jobs"
 LABEL: Final = "org.sirepo-jobs"
@@ -154,6 +157,11 @@ def config_of(plan: Plan) -> dict[str, Any]:
 def job_env(image_env: tuple[str, ...]) -> dict[str, str]:
     """What the image says about the environment, for its jobs."""
     return {name: value for name, _, value in (entry.partition("=") for entry in image_env) if name}
+
+
+def refused(message: str) -> LaunchError:
+    """For what a job asks and never gets: it ends with this."""
+    return LaunchError(message, retry=False, reason=Reason.UNSATISFIABLE)
 
 
 def _has(env: tuple[str, ...], name: str) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from sirepo_jobs.agent_bundle import MANIFEST, TAR, AgentBundle
 from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
 from sirepo_jobs.drivers.docker import container, mounts
 from sirepo_jobs.drivers.docker.container import BUNDLE, LABEL, Limits, Mount, Plan
-from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refused, Taken
+from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refused, Silent, Taken
 from sirepo_jobs.drivers.docker.images import Image, Images
 from sirepo_jobs.drivers.docker.policy import EnginePolicy, read_policy
 from sirepo_jobs.errors import BadInput, LaunchError
@@ -56,6 +57,14 @@ class DockerDriver:
         self._bundles: dict[str, str] = {}
         #: user -> engine
         self._hosts: dict[str, str] = {}
+        #: Engines that did not answer when they were asked last.
+        self._silent: set[str] = set()
+        #: Users who have had something on their engine: they cannot move.
+        self._settled: set[str] = set()
+        self.hosts = {
+            name: Resources(cpus=engine.cpus, memory=engine.memory, gpus=0, disk=1 << 60)
+            for name, engine in policy.engines.items()
+        }
         self.remote = any(engine.is_remote for engine in policy.engines.values())
         self.launch_secs = launch_secs
         engines = policy.engines.values()
@@ -71,11 +80,19 @@ class DockerDriver:
     async def launch(self, spec: AgentSpec) -> Handle:
         """Start the container, or adopt the one of that name."""
         async with self._locked(spec.agent):
+            user = spec.environment.user
+            engine = self._engines[self.host_of(user)]
             try:
-                engine = await self._engine_for(spec)
-                return await self._launch(engine, spec)
+                handle = await self._launch(engine, spec)
             except EngineError as exc:
+                if isinstance(exc, Silent):
+                    self._silent.add(engine.name)
+                    if user not in self._settled:
+                        del self._hosts[user]  # the next try looks for another
                 raise LaunchError(str(exc), retry=not isinstance(exc, Refused)) from exc
+            self._silent.discard(engine.name)
+            self._settled.add(user)
+            return handle
 
     async def look(self, handle: Handle) -> Fate:
         """GONE only when the engine says that the container does not run or is not there."""
@@ -117,37 +134,27 @@ class DockerDriver:
             )
         return self._engines[name]
 
-    async def _engine_for(self, spec: AgentSpec) -> Engine:
-        """The engine that has this user's agents already, else the one with the least to do.
+    def host_of(self, user: str) -> str:
+        """The engine that has this user's agents, else the one with the least to do, as far as we know.
 
-        An engine that does not answer gets nobody new; whoever lives there waits for it.
+        An engine that did not answer gets nobody new; whoever lives there waits for it.
         """
-        user, place = spec.environment.user, place_of(spec)
         if (known := self._hosts.get(user)) is not None:
-            return self._engines[known]
-        engines = list(self._engines.values())
-        answers = await asyncio.gather(
-            *(engine.containers(place) for engine in engines), return_exceptions=True
-        )
-        loads: list[tuple[float, str]] = []
-        silent: list[str] = []
-        for engine, answer in zip(engines, answers, strict=True):
-            if isinstance(answer, BaseException):
-                if not isinstance(answer, EngineError):
-                    raise answer
-                silent.append(str(answer))
-                continue
-            if any(found["Labels"].get(f"{LABEL}.user") == user for found in answer):
-                self._hosts[user] = engine.name
-                return engine
-            running = sum(found["State"] == "running" for found in answer)
-            if not engine.policy.agents or running < engine.policy.agents:
-                loads.append((running / engine.policy.cpus, engine.name))
-        if not loads:
-            raise LaunchError("no engine has room: " + ("; ".join(silent) or "all are full"), retry=True)
-        _, best = min(loads)
-        # Two who came at the same moment are one user; the first one decides.
-        return self._engines[self._hosts.setdefault(user, best)]
+            return known
+        users = Counter(self._hosts.values())
+        fit = [name for name in self._engines if name not in self._silent] or list(self._engines)
+        best = min(fit, key=lambda name: (users[name] / self._engines[name].policy.cpus, name))
+        if len(self._silent) == len(self._engines):
+            self._silent.clear()
+        self._hosts[user] = best
+        return best
+
+    def remember(self, user: str, handle: Handle) -> None:
+        """An agent of before the restart: its user stays on that engine."""
+        engine = str(handle.data.get("engine"))
+        if engine in self._engines:
+            self._hosts[user] = engine
+            self._settled.add(user)
 
     # -- launching
 
@@ -155,7 +162,7 @@ class DockerDriver:
         bundle = self._bundle()
         image_name = spec.environment.image or self._policy.image
         if not image_name:
-            raise LaunchError("the job names no image, and there is none by default", retry=False)
+            raise container.refused("the job names no image, and there is none by default")
         image = await self._images.arrive(engine, image_name, spec.environment.user, bundle.machine)
         volume = await self._bundle_volume(engine, bundle, image.id)
         plan, told = self._plan(engine, spec, image_name, image, bundle, volume)
@@ -214,7 +221,7 @@ class DockerDriver:
         """What the container is made from, and what its agent is told."""
         environment, policy = spec.environment, self._policy
         uid, gid = policy.ids_of(environment.user)
-        told = msgspec.structs.replace(spec, env=container.job_env(image.env))
+        told = msgspec.structs.replace(spec, env={"HOME": "/tmp", **container.job_env(image.env)})  # noqa: S108
         seen = [Mount(volume, BUNDLE, volume=True)]
         if engine.policy.is_remote:
             told = msgspec.structs.replace(
@@ -265,7 +272,7 @@ class DockerDriver:
         """`none`, unless somebody asked and may (SYS-C5); a remote agent must call us."""
         wants = "network" in environment.services
         if wants and not self._policy.network:
-            raise LaunchError('services: "network" is not offered here', retry=False)
+            raise container.refused('services: "network" is not offered here')
         return self._policy.network if wants or engine.is_remote else "none"
 
     # -- files

@@ -6,6 +6,7 @@ One arrival serves all who wait for it; when the last of them has gone, it ends 
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,10 @@ from sirepo_jobs.reasons import Reason
 MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x"}
 _NAME: Final = re.compile(r"[a-z0-9][A-Za-z0-9_.:/@-]{0,254}")
 _CHUNK: Final = 1 << 20
+#: A launch waits so long for an image; then its jobs are told that it is on its way.
+PATIENCE_SECS: Final = 20.0
+#: Launches come again after a pause of at most a minute; when none has for so long, nobody wants the image.
+LINGER_SECS: Final = 90.0
 
 
 class Image(Struct, frozen=True, kw_only=True):
@@ -38,6 +43,8 @@ class Images:
         self._policy = policy
         self._arriving: dict[tuple[str, str, str], asyncio.Task[Image]] = {}
         self._waiting: dict[tuple[str, str, str], int] = {}
+        #: Ends arrivals that nobody has waited for a while.
+        self._nobody: dict[tuple[str, str, str], asyncio.TimerHandle] = {}
         #: SECURITY: S52. Private images that a user has shown to be able to pull.
         self._shown: set[tuple[str, str, str]] = set()
 
@@ -52,20 +59,38 @@ class Images:
         if task is None:
             task = asyncio.create_task(self._bring(engine, name, user), name=f"image {name}")
             self._arriving[key] = task
-            task.add_done_callback(lambda _: self._arriving.pop(key, None))
+            task.add_done_callback(partial(self._arrived, key))
+        if (old := self._nobody.pop(key, None)) is not None:
+            old.cancel()
         self._waiting[key] = self._waiting.get(key, 0) + 1
         try:
-            image = await asyncio.shield(task)
+            async with asyncio.timeout(PATIENCE_SECS):
+                image = await asyncio.shield(task)
+        except TimeoutError:
+            raise LaunchError(
+                f"image {name} is on its way to engine {engine.name}",
+                retry=True,
+                reason=Reason.AGENT_STARTING,
+            ) from None
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
-                task.cancel()
+                if not task.done():
+                    loop = asyncio.get_running_loop()
+                    self._nobody[key] = loop.call_later(LINGER_SECS, task.cancel)
         if image.architecture != MACHINES.get(machine, machine):
             raise _failed(
                 f"image {name} is for {image.architecture}, and its agent would be for {machine}", retry=False
             )
         return image
+
+    def _arrived(self, key: tuple[str, str, str], task: asyncio.Task[Image]) -> None:
+        self._arriving.pop(key, None)
+        if (timer := self._nobody.pop(key, None)) is not None:
+            timer.cancel()
+        if not task.cancelled():
+            task.exception()  # whoever waited has heard it; nobody need have
 
     async def _bring(self, engine: Engine, name: str, user: str) -> Image:
         host = registry_of(name)
