@@ -36,7 +36,11 @@ class Births:
     """Starts attempts below one run root. Changes the working directory of this process."""
 
     def __init__(
-        self, run_root: str, environ: Mapping[str, str], pass_env: list[str], env: Mapping[str, str]
+        self,
+        run_root: str,
+        environ: Mapping[str, str],
+        pass_env: list[str],
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._root = run_root
         self._below = f"{run_root}/"
@@ -45,7 +49,7 @@ class Births:
             for name, value in environ.items()
             if name in PASSED or name.startswith("LC_") or name in pass_env
         }
-        self._base |= env
+        self._base |= env or {}
         self._base.setdefault("PATH", DEFAULT_PATH)
         self._base.setdefault("PYTHONUNBUFFERED", "1")
         # An agent that is itself a job of another agent: both marks must be found.

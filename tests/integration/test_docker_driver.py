@@ -1,6 +1,7 @@
 """The docker driver keeps the drivers' contract on a real engine, and what is its own."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from sirepo_jobs.driver import AgentSpec, Environment, Handle
 from sirepo_jobs.drivers.docker import DockerDriver
+from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.protocol import Hello
+from sirepo_jobs.reasons import Reason
 from tests.agent_stage import Stage, appears, carrying, gone
 from tests.bundle_stage import OUT, agent_bundle
 from tests.docker_stage import TestEngine, an_engine, busybox_files, musl_files, root_tar, write_policy
@@ -56,12 +59,16 @@ class DockerWorld:
             run_root=f"{self.path}/run",
         )
 
+    def broken(self, spec: AgentSpec) -> AgentSpec:
+        return msgspec.structs.replace(spec, home="/proc/no/such/home")
+
     async def hello(self, agent: str, count: int) -> Hello:
         return await (await self.stage(agent)).connected(count)
 
     async def stage(self, agent: str) -> Stage:
         """Where that agent calls."""
         if agent not in self.stages:
+            (self.path / f"door-{agent}").mkdir(exist_ok=True)
             self.stages[agent] = stage = Stage(self.path / f"door-{agent}/s")
             await stage.listen()
             stage.path.chmod(0o666)
@@ -124,3 +131,152 @@ async def living(world: DockerWorld, agent: str = "a", **environment: object) ->
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 async def test_contract(tmp_path: Path, engine: TestEngine, step: Step) -> None:
     await exercise(lambda: docker_world(tmp_path, engine), step)
+
+
+#: What a job that wants out would try. Each line says `name: what came of it`.
+PROBE = r"""
+grep -E '^(Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs|Seccomp):' /proc/self/status
+say() { name=$1; shift; if "$@" >/dev/null 2>&1; then echo "$name: YES"; else echo "$name: no"; fi; }
+say write_root touch /x
+say write_etc touch /etc/x
+say write_bundle touch /opt/sirepo_jobs/x
+say mount_tmpfs mount -t tmpfs none /tmp
+say mount_proc mount -t proc none /tmp
+say read_agent_memory cat /proc/1/mem
+say read_agent_environ cat /proc/1/environ
+say list_agent_files ls /proc/1/fd
+say read_kernel_log cat /proc/kmsg
+say write_sysctl sh -c 'echo 1 >/proc/sys/kernel/panic'
+say read_memory cat /proc/kcore
+say kill_agent kill -9 1
+say write_oom_adj_of_agent sh -c 'echo 0 >/proc/1/oom_score_adj'
+say make_device dd if=/dev/vda of=/dev/null count=1
+say become_root chmod u+s /bin/busybox
+say write_cgroup sh -c 'echo 1 >/sys/fs/cgroup/memory/memory.oom_control'
+say network nc -w 1 127.0.0.1 2376
+say docker_socket test -e /var/run/docker.sock
+say docker_socket2 test -e /run/docker.sock
+echo interfaces: $(ls /sys/class/net)
+echo sockets: $(grep -v ':' /proc/net/unix | grep -c docker)
+"""
+
+
+async def test_a_job_cannot_get_out(tmp_path: Path, engine: TestEngine) -> None:
+    """No capability, no privilege, no network, no host, nothing of other users, no secret (Must show 3)."""
+    secret = "s3cret-of-the-supervisor"
+    async with docker_world(tmp_path, engine) as world:
+        (tmp_path / "secret").write_text(secret)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/file").write_text("of another user")
+        async with living(world):
+            code, said = await world.run("a", "probe", PROBE)
+            told = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+            told = {name.strip(): value.strip() for name, value in told.items()}
+            assert code == 0, said
+            for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+                assert int(told.pop(f"Cap{name}"), 16) == 0
+            assert told.pop("NoNewPrivs") == "1"
+            assert told.pop("Seccomp") == "2"
+            assert told.pop("interfaces") == "lo"
+            assert told.pop("sockets") == "0"
+            assert len(told) == 19
+            # To signal the agent is refused by the kernel or ignored by it: pid 1 of a namespace.
+            assert told.pop("kill_agent") in ("YES", "no")
+            assert {name for name, value in told.items() if value != "no"} == set()
+            # Everything that it can read or find, and nothing of it is ours.
+            code, said = await world.run(
+                "a",
+                "read",
+                "env; cat /proc/*/cmdline /proc/*/environ 2>/dev/null;"
+                f" cd {tmp_path}; cat secret other/file agents/a/agent.json; ls -a . agents;"
+                " for file in agents/a/* /tmp/*; do test -f $file && timeout 5 cat $file; done; ls -aR /tmp",
+            )
+            assert secret not in said
+            assert "of another user" not in said
+            assert "token-of-tests" not in said
+            assert "agent.json" in said
+            # The agent lives still, whatever was sent to it.
+            assert await world.run("a", "after", "echo still here") == (0, "still here\n")
+
+
+async def test_what_the_engine_was_asked_for(tmp_path: Path, engine: TestEngine) -> None:
+    """S50, by what the engine itself says of the container."""
+    async with (
+        docker_world(tmp_path, engine, 'memory = "256 MiB"\ncpus = 1\npids = 77') as world,
+        living(world) as a,
+    ):
+        (found,) = json.loads(engine.docker("inspect", str(a.data["container"])))
+        host = found["HostConfig"]
+        assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (
+            256 << 20,
+            256 << 20,
+            10**9,
+            77,
+        )
+        assert (host["CapDrop"], host["CapAdd"], host["Privileged"]) == (["ALL"], [], False)
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        assert (host["NetworkMode"], host["IpcMode"], host["PidMode"]) == ("none", "private", "")
+        assert host["ReadonlyRootfs"]
+        assert found["Config"]["User"] == "65534:65534"
+        assert found["Config"]["Image"].startswith("sha256:")
+        assert a.data["image"] == found["Config"]["Image"]
+        assert "token-of-tests" not in json.dumps(found)
+        assert {mount["Destination"]: mount["RW"] for mount in found["Mounts"]} == {
+            "/opt/sirepo_jobs": False,
+            f"{tmp_path}/agents/a": True,
+            f"{tmp_path}/run": True,
+            f"{tmp_path}/door-a": False,
+        }
+
+
+async def test_bare_images_without_python(tmp_path: Path, engine: TestEngine) -> None:
+    """Busybox alone, and as musl has it: read-only, uid 1234 whom nobody knows, no network (Must show 2)."""
+    for image in ("bb:1", "musl:1"):
+        (tmp_path / image).mkdir()
+        async with docker_world(tmp_path / image, engine, 'ids = "1234:1234"', image) as world, living(world):
+            code, said = await world.run(
+                "a", "j", "id; touch here /tmp/there; ls; touch /x; echo $FROM_IMAGE$HOME"
+            )
+            assert code == 0
+            assert said.startswith("uid=1234 gid=1234")
+            assert "Read-only file system" in said
+            assert said.count("here\n") == 1
+            assert ("yes/tmp" in said) == (image == "bb:1")
+            assert (tmp_path / image / "run/users/u/jobs/j/1/here").stat().st_uid == 1234
+
+
+async def test_mounts_by_real_path_and_only_what_is_allowed(tmp_path: Path, engine: TestEngine) -> None:
+    (tmp_path / "data/deep").mkdir(parents=True)
+    (tmp_path / "data/deep/file").write_text("content\n")
+    (tmp_path / "data").chmod(0o777)
+    (tmp_path / "data2").mkdir()
+    (tmp_path / "data/way-out").symlink_to(tmp_path / "data2")
+    (tmp_path / "data/to-etc").symlink_to("/etc")
+    rule = f'[[mounts]]\npath = "{tmp_path}/data"\nwritable = true'
+    async with docker_world(tmp_path, engine, rule) as world:
+        mounts = [f"{tmp_path}/data/deep:/in", f"{tmp_path}/data:/out:rw"]
+        async with living(world, mounts=mounts):
+            code, said = await world.run("a", "j", "cat /in/file; touch /out/new; touch /in/no")
+            assert "content" in said
+            assert "Read-only" in said
+            assert (code, (tmp_path / "data/new").exists()) == (1, True)
+        for asked in ("data2", "data/way-out", "data/to-etc", "data/../data2", "."):
+            with pytest.raises(LaunchError, match=r"not below|never given") as caught:
+                await world.driver().launch(world.spec("a", mounts=[f"{tmp_path}/{asked}:/in"]))
+            assert not caught.value.retry
+
+
+async def test_network_is_refused_unless_it_is_offered(tmp_path: Path, engine: TestEngine) -> None:
+    async with docker_world(tmp_path, engine) as world:
+        with pytest.raises(LaunchError, match="not offered") as caught:
+            await world.driver().launch(world.spec("a", services=["network"]))
+        assert caught.value.reason is Reason.UNSATISFIABLE
+    engine.docker("network", "create", "--internal", "jobs")
+    try:
+        async with docker_world(tmp_path, engine, 'network = "jobs"') as world:
+            async with living(world, services=["network"]):
+                assert "eth0" in (await world.run("a", "j", "ls /sys/class/net"))[1]
+            async with living(world, "b"):
+                assert "eth0" not in (await world.run("b", "k", "ls /sys/class/net"))[1]
+    finally:
+        engine.docker("network", "rm", "jobs")
