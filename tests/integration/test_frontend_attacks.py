@@ -4,12 +4,16 @@ S15, S16, S34, S36, S37, S65."""
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sirepo_jobs.client import Client
+from sirepo_jobs.errors import Error
 from sirepo_jobs.frontend import limits
 from sirepo_jobs.frontend.crowd import BODIES, BODIES_OF_ONE, Crowd
 from sirepo_jobs.frontend.origins import Origins
@@ -358,3 +362,32 @@ async def test_under_another_name_clients_are_told_that_name(house: Stage) -> No
     lines = (house.root / "audit.jsonl").read_text().splitlines()
     assert '"object":"J0"' in lines[0]
     assert f'"path":"{JOBS}"' in lines[0]
+
+
+# --- our own client -------------------------------------------------------------------------------
+
+
+def test_a_token_follows_no_redirect() -> None:
+    """S32: a server that sends clients elsewhere does not send their tokens there."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/stolen")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with (
+            Client(f"http://127.0.0.1:{server.server_address[1]}", "t" * 43, patience_secs=0) as client,
+            pytest.raises(Error),
+        ):
+            client.get("J1")
+        server.shutdown()
+    assert [path for path, _ in asked] == ["/api/v1/jobs/J1"]
