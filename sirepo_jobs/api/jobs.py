@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import re
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -308,9 +309,9 @@ def _cursor(seq: int) -> str:
 def _open_cursor(cursor: str) -> int | None:
     if not cursor:
         return None
-    try:
-        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
-        raise BadInput(
-            f"cursor={cursor[:32]!r} is not one of ours; use `next_cursor` of the last page"
-        ) from None
+    text = b""
+    with contextlib.suppress(ValueError):
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    if not re.fullmatch(rb"[0-9]{1,18}", text):  # a number that the store can hold
+        raise BadInput(f"cursor={cursor[:32]!r} is not one of ours; use `next_cursor` of the last page")
+    return int(text)

@@ -3,6 +3,7 @@
 S15, S16, S34, S36, S37, S65."""
 
 import asyncio
+import base64
 import contextlib
 import threading
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from sirepo_jobs.frontend.crowd import BODIES, BODIES_OF_ONE, Crowd
 from sirepo_jobs.frontend.origins import Origins
 from sirepo_jobs.frontend.public import Public
 from tests.frontend_stage import READER, Stage, Wire, stage, until
+from tests.service_stage import service_of
 
 JOBS = "/api/v1/jobs"
 FRIEND = "https://gateway.example"
@@ -362,6 +364,23 @@ async def test_under_another_name_clients_are_told_that_name(house: Stage) -> No
     lines = (house.root / "audit.jsonl").read_text().splitlines()
     assert '"object":"J0"' in lines[0]
     assert f'"path":"{JOBS}"' in lines[0]
+
+
+# --- cursors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "inside", [b"9" * 700, b"9" * 19, b"-1", b"1_0", b" 1", b"\xd9\xa1", b"1e3", b"\0", b"x"]
+)
+async def test_a_cursor_that_was_made_up_is_refused(tmp_path: Path, inside: bytes) -> None:
+    """`-1`, `1_0` and numbers that no database holds passed for places in the list."""
+    async with service_of(tmp_path) as service:
+        await service.ask("POST", JOBS, {"command": ["true"]})
+        cursor = base64.urlsafe_b64encode(inside).decode().rstrip("=")
+        reply = await service.ask("GET", f"{JOBS}?cursor={cursor}")
+        assert reply.status == 422, reply.json
+        assert "next_cursor" in reply.json["detail"]
+        assert (await service.ask("GET", f"{JOBS}?cursor={'A' * 1001}")).status == 422
 
 
 # --- our own client -------------------------------------------------------------------------------
