@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from sirepo_jobs import failpoints
-from sirepo_jobs.agents import exit_file, process
+from sirepo_jobs.agents import exit_file, oom, process
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
@@ -26,6 +26,12 @@ _LIST_BYTES: Final = 1 << 16
 #: Leases are looked at so often: what waits for something does not notice that the host was suspended.
 LEASE_LOOK_SECS: Final = 1.0
 _LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
+_MESSAGES: Final = {
+    Reason.AGENT_LOST: _LEASE_OVER,
+    Reason.OUT_OF_MEMORY: "the kernel killed it: the memory of its container was used up",
+}
+#: How it looks when the kernel kills: the job itself, or what its shell waited for.
+_KILLED: Final = (-9, 137)
 _PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -37,6 +43,7 @@ class Child:
         "kill_at",
         "killed",
         "mark",
+        "oom_kills",
         "out",
         "path",
         "pid",
@@ -69,6 +76,8 @@ class Child:
         #: Wait status, None while the main process lives, or for ever when nobody could take it.
         self.status: int | None = None
         self.rusage: resource.struct_rusage | None = None
+        #: How often the kernel had killed for memory when it began.
+        self.oom_kills = oom.kills()
         self.stopped = False
         self.reason: Reason | None = None
         self.kill_at: float | None = None
@@ -373,6 +382,8 @@ def report(child: Child) -> Over:
         )
     code = os.waitstatus_to_exitcode(status)
     usage = child.rusage
+    if child.reason is None and not child.stopped and code in _KILLED and oom.kills() > child.oom_kills:
+        child.reason = Reason.OUT_OF_MEMORY
     over = Over(
         ticket=child.ticket,
         at=at,
@@ -380,13 +391,19 @@ def report(child: Child) -> Over:
         exit_code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
         reason=child.reason,
-        message=_LEASE_OVER if child.reason is Reason.AGENT_LOST else "",
+        message=_MESSAGES.get(child.reason, "") if child.reason else "",
         stopped=child.stopped,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
         usage=None
         if usage is None
-        else Usage(user_secs=usage.ru_utime, system_secs=usage.ru_stime, max_rss=usage.ru_maxrss * 1024),
+        else Usage(
+            user_secs=usage.ru_utime,
+            system_secs=usage.ru_stime,
+            max_rss=usage.ru_maxrss * 1024,
+            read_bytes=usage.ru_inblock * 512,
+            written_bytes=usage.ru_oublock * 512,
+        ),
     )
     spawn = child.spawn
     exit_file.write(child.path, spawn.jid, spawn.serial, spawn.attempt, over)

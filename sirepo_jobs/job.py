@@ -60,6 +60,9 @@ class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     system_secs: float = 0.0
     #: Peak resident set of the largest process, bytes.
     max_rss: int = 0
+    #: What its processes had read from and written to disks (not: from what was in memory already).
+    read_bytes: int = 0
+    written_bytes: int = 0
 
 
 class JobRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -31,6 +31,19 @@ apt_install() {
     rm -f "$log"
 }
 
+# Programs of services, without Debian's own instance of the service being started.
+apt_install_programs() {
+    local policy=/usr/sbin/policy-rc.d mine= status=0
+    if [[ $(id -u) == 0 && ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 0755 "$policy"
+        mine=1
+    fi
+    apt_install "$@" || status=1
+    if [[ $mine ]]; then rm -f "$policy"; fi
+    return $status
+}
+
 python_is_fit() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }

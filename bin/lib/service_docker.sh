@@ -5,16 +5,8 @@
 # certificate is let in. DEV_DOCKER_ARGS at start are further arguments to dockerd (`--live-restore`).
 
 docker_install() {
-    local policy=/usr/sbin/policy-rc.d mine= status=0
-    # Debian's package would start an engine of its own; we want the programs only.
-    if [[ $(id -u) == 0 && ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 0755 "$policy"
-        mine=1
-    fi
-    apt_install docker.io openssl busybox-static || status=1
-    if [[ $mine ]]; then rm -f "$policy"; fi
-    ((status == 0)) || die "the Docker engine is missing (Debian, as root: apt-get install docker.io openssl busybox-static)"
+    apt_install_programs docker.io openssl busybox-static ||
+        die "the Docker engine is missing (Debian, as root: apt-get install docker.io openssl busybox-static)"
 }
 
 # Sockets need short paths, and the engine's files must not lie where tests count them.

@@ -154,8 +154,14 @@ def summary(job: Job, now: datetime) -> list[tuple[str, str]]:
         ("ran", _span(job.started_at, job.ended_at or now) if job.started_at else ""),
         ("cpu time", _cpu_text(usage)),
         ("memory", format_bytes(usage["max_rss"]) + " at most" if usage.get("max_rss") else ""),
+        ("disk", _disk_text(usage)),
         ("run dir", job.run_dir or ""),
     ]
+
+
+def _disk_text(usage: dict[str, float]) -> str:
+    read, written = int(usage.get("read_bytes", 0)), int(usage.get("written_bytes", 0))
+    return f"{format_bytes(read)} read, {format_bytes(written)} written" if read or written else ""
 
 
 def _cpu_text(usage: dict[str, float]) -> str:

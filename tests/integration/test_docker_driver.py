@@ -280,3 +280,31 @@ async def test_network_is_refused_unless_it_is_offered(tmp_path: Path, engine: T
                 assert "eth0" not in (await world.run("b", "k", "ls /sys/class/net"))[1]
     finally:
         engine.docker("network", "rm", "jobs")
+
+
+async def test_out_of_memory_is_said_exactly_when_the_kernel_says_it(
+    tmp_path: Path, engine: TestEngine
+) -> None:
+    """Not for exit code 137, nor for somebody's KILL (F112)."""
+    hog = "x=$(dd if=/dev/zero bs=1M count=900 2>/dev/null | tr '\\0' x)"
+    scripts = {
+        "hog": f"exec /bin/sh -c '{hog.replace(chr(39), chr(34))}'",
+        "child": f"/bin/sh -c '{hog.replace(chr(39), chr(34))}'; exit $?",
+        "says137": "exit 137",
+        "killed": "kill -9 $$",
+        "fine": "echo fine",
+    }
+    async with docker_world(tmp_path, engine, 'memory = "96 MiB"') as world, living(world):
+        stage = world.stages["a"]
+        told = {}
+        for jid, script in scripts.items():
+            await stage.send([stage.shell(jid, script)])
+            ended = await stage.ended(jid)
+            told[jid] = (ended.exit_code, ended.signal, ended.reason)
+        assert told == {
+            "hog": (None, 9, Reason.OUT_OF_MEMORY),
+            "child": (137, None, Reason.OUT_OF_MEMORY),
+            "says137": (137, None, None),
+            "killed": (None, 9, None),
+            "fine": (0, None, None),
+        }
