@@ -1,20 +1,16 @@
 """A cluster as its users meet it: log in, wait, be asked, and lose nothing when the supervisor dies."""
 
 import json
-import os
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from sirepo_jobs.frontend import rootdir
+from sirepo_jobs import rootdir
+from tests.acceptance.cluster_site import kill_supervisor, site_of, until
 from tests.acceptance.conftest import System
 from tests.agent_stage import carrying
-from tests.bundle_stage import OUT
 from tests.sshd_stage import Sshd, sshd_at
 
 pytestmark = pytest.mark.real("sshd")
@@ -29,56 +25,15 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 @pytest.fixture
 def site(sshd: Sshd, tmp_path: Path) -> Iterator[System]:
     """A service with two clusters: `own` has a key of the service's, `ask` wants a password."""
-    clusters = tmp_path / "clusters"
-    clusters.mkdir()
-    for name, account, more in (("own", "key", {}), ("ask", "pass", {"key_file": ""})):
-        policy = sshd.policy(name, user=account, root="~/site", **more)
-        (clusters / f"{name}.toml").write_text(toml_of(msgspec.to_builtins(policy)))
-    (tmp_path / "r").mkdir()
-    system = System(
-        tmp_path / "r",
-        SIREPO_JOBS_DRIVERS="local:sbatch",
-        SIREPO_JOBS_CLUSTERS_DIR=str(clusters),
-        SIREPO_JOBS_BUNDLE_DIR=str(OUT),
-        SIREPO_JOBS_HEARTBEAT_SECS="1",
-    )
-    system.up()
-    yield system
-    if system._up is None or not rootdir.running_pid(system.root / "supervisor.pid"):
-        system.down()
-        system.up()
-    # without a login nobody can end what runs there
-    system.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
-    system.down("--stop-agents")
+    own = sshd.policy("own", user="key", root="~/site")
+    ask = sshd.policy("ask", user="pass", root="~/site", key_file="")
+    with site_of(tmp_path, own, ask) as system:
+        yield system
+        if rootdir.running_pid(system.root / "supervisor.pid"):
+            # without a login nobody can end what runs there
+            system.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
     left = carrying(f"{sshd.words['homes']}/")
     assert not left, left
-
-
-def toml_of(policy: dict[str, object]) -> str:
-    """Just enough of TOML for a policy."""
-    lines, tables = [], []
-    policy.pop("name")
-    for key, value in policy.items():
-        if isinstance(value, dict):
-            tables.append(f"[{key}]\n" + toml_of({"name": "", **value}))
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join([*lines, *tables]) + "\n"
-
-
-def until(condition: Callable[[], object], what: str, secs: float = 60) -> None:
-    deadline = time.monotonic() + secs
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {secs} s: {what}"
-        time.sleep(0.05)
-
-
-def kill_supervisor(system: System) -> None:
-    """As a crash would: neither it nor its front end says goodbye."""
-    for name in ("supervisor", "frontend"):
-        os.kill(rootdir.running_pid(system.root / f"{name}.pid") or 0, signal.SIGKILL)
-    until(lambda: not rootdir.running_pid(system.root / "supervisor.pid"), "the end of the supervisor")
-    system.down()
 
 
 def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -> None:
