@@ -21,9 +21,8 @@ from sirepo_jobs.agents.slurm_files import Owner
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.slurm_options import MARGIN_SECS
+from sirepo_jobs.slurm_text import NOTHING_TO_DO
 
-#: Exit status of a Slurm job that had nothing to do: its claims were taken.
-NOTHING_TO_DO: Final = 77
 #: Names of ours that jobs do not see.
 _OURS: Final = (
     "SIREPO_JOBS_BATCH", "SIREPO_JOBS_PAYLOAD", "SIREPO_JOBS_LIB", "SIREPO_JOBS_MODULES",

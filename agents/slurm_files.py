@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from sirepo_jobs.agents.words import Spawn
 
-BEATS_SECS: Final = 10.0
+#: A payload that lives touches its beat so often.
+BEATS_SECS: Final = 5.0
 CLAIM: Final = "claim"
 JOB: Final = "job.json"
 _MAX_BYTES: Final = 4 << 20

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from sirepo_jobs.agents.words import Over
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.slurm_states import Stage, meaning, wait
-from sirepo_jobs.slurm_text import Forgotten, Record, Row
+from sirepo_jobs.slurm_text import NOTHING_TO_DO, Forgotten, Record, Row
 
 #: A vanished or ended job is asked for again after so long, while its record may still appear.
 ASK_AGAIN_SECS = 5.0
@@ -26,6 +26,8 @@ ASK_AGAIN_SECS = 5.0
 CANCEL_AGAIN_SECS = 10.0
 #: After scancel of one that has not begun, so long until it is asked for.
 CONFIRM_SECS = 1.0
+#: Without a sign of life for so long it may be dead: three beats (`slurm_files.BEATS_SECS`).
+QUIET_SECS = 15.0
 
 
 class Phase(StrEnum):
@@ -411,7 +413,9 @@ def _told(life: Life, now: float, answer: Record | Forgotten) -> Step:
 def _tick(life: Life, now: float) -> Step:
     if life.withdrawn and life.phase is Phase.QUEUED and life.cancel_sent_at is not None:
         # scancel took it; whether it is gone shall not wait for the next listing
-        due = max(life.cancel_sent_at + CONFIRM_SECS, (life.asked_at or 0.0) + ASK_AGAIN_SECS)
+        due = life.cancel_sent_at + CONFIRM_SECS
+        if life.asked_at is not None:
+            due = max(due, life.asked_at + ASK_AGAIN_SECS)
         if now >= due:
             return replace(life, asked_at=now), [Ask(life.slurm_id)]
     if life.phase is not Phase.DOUBTFUL:
@@ -428,8 +432,9 @@ def _judge(life: Life, now: float) -> Step:
     if life.began_at is None:
         # whoever gets the claim decides: we, and it never begins; or it has begun, and the look tells
         return life, [Look(), Withdraw()]
-    since = max(life.doubt_since or now, life.beat_at or 0.0)
-    if now < since + life.settle_secs:
+    settled = (now if life.doubt_since is None else life.doubt_since) + life.settle_secs
+    quiet = (life.beat_at or 0.0) + max(life.settle_secs, QUIET_SECS)
+    if now < max(settled, quiet):
         return life, [Look()]
     return replace(life, phase=Phase.OVER), [Finish(_without_record(life))]
 
@@ -445,7 +450,12 @@ def _without_record(life: Life) -> dict[str, Any]:
         fields["exit_code"], fields["signal"] = verdict.exit_code, verdict.signal
         fields["reason"] = None if fields["stopped"] else about.reason
         fields["message"] = f"Slurm job {verdict.slurm_id}: {about.text} ({verdict.state})"
-        if verdict.state == "COMPLETED" or (about.reason is None and verdict.exit_code == 0):
+        if verdict.exit_code == NOTHING_TO_DO:
+            # Slurm started it a second time, under the same id, and the claim stopped that one (F121)
+            fields["exit_code"] = None
+            fields["reason"] = Reason.NODE_FAILED
+            fields["message"] = f"Slurm job {verdict.slurm_id} was killed without a record and started again"
+        elif verdict.state == "COMPLETED" or (about.reason is None and verdict.exit_code == 0):
             # its exit code is not the command's: a copy that found the claim taken ends well too
             fields["exit_code"] = None
             fields["reason"] = Reason.AGENT_LOST

@@ -32,6 +32,9 @@ IFS='
 exec $SIREPO_JOBS_PAYLOAD
 """
 
+#: Exit status of a Slurm job that ran nothing: the claims were taken, or everything about it was over.
+NOTHING_TO_DO = 77
+
 _MAX_TEXT = 2000
 
 

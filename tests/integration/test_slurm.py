@@ -95,9 +95,10 @@ async def test_cancel_while_it_waits_proves_that_it_never_begins(tmp_path: Path,
         spec = {"slurm": {"nodes": 9, "array": False}}
         await it.stage.send([job(it, "w1", "echo never", spec)])
         said = await it.stage.until(lambda: [one for one in situations(it, "w1") if one.state], "listed")
-        assert (said[-1].word, said[-1].reason) == ("PartitionConfig", Reason.UNSATISFIABLE)
+        assert said[-1].word in ("PartitionConfig", "PartitionNodeLimit")
+        assert said[-1].reason is Reason.UNSATISFIABLE
         assert said[-1].never
-        assert "cannot give what it asks for" in said[-1].text
+        assert said[-1].word in said[-1].text
         await it.stage.send([it.stage.cancel("w1")])
         ended = await it.stage.ended("w1")
         assert (ended.began, ended.stopped, ended.proof) == (False, True, "never_claimed")
