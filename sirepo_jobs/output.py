@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import protocol
-from .errors import Unavailable
+from .errors import RemoteError, Unavailable
 from .op import Kind, Op
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: How long a reader waits for an agent that has to be brought first.
 AGENT_SECS = 60.0
+#: A window, what an earlier connection has left of another one, and the chunk that was cut in the middle.
+MAX_UNTAKEN_BYTES = 2 * protocol.WINDOW_BYTES + protocol.CHUNK_BYTES
 
 
 class Reading:
@@ -48,6 +50,8 @@ class Reading:
         #: Whether the agent can go on in the middle.
         self.can_resume = can_resume
         self.chunks: deque[memoryview] = deque()
+        #: Bytes that came and that nobody has taken yet.
+        self.untaken = 0
         #: What the agent said of it before the bytes, or instead of them.
         self.head: protocol.FileOpened | protocol.FileList | None = None
         self.ended = False
@@ -119,6 +123,7 @@ class Readings:
             while reading.chunks:
                 chunk = reading.chunks.popleft()
                 yield chunk
+                reading.untaken -= len(chunk)
                 if reading.op is not None and reading.agent.line is not None:
                     reading.agent.line.say(protocol.Credit(op_id=reading.op.op_id, count=len(chunk)))
             if reading.ended:
@@ -177,11 +182,20 @@ class Readings:
     # -- what the agent says
 
     def chunk(self, agent: "Agent", op_id: int, offset: int, data: memoryview) -> None:
-        """Bytes came; those that are not the next ones are dropped."""
+        """Bytes came; those that are not the next ones are dropped.
+
+        Raises `RemoteError` for more than was asked for: what nobody takes must not fill our memory (C16).
+        """
         reading = self._readings.get(op_id)
         if reading is None or reading.agent is not agent or offset != reading.offset:
             return
+        if reading.untaken + len(data) > MAX_UNTAKEN_BYTES:
+            raise RemoteError(
+                f"{reading.untaken + len(data)} bytes of a reading that nobody has taken; the window is"
+                f" {protocol.WINDOW_BYTES}"
+            )
         reading.offset += len(data)
+        reading.untaken += len(data)
         reading.chunks.append(data)
         reading.news.set()
 

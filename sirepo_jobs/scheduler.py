@@ -4,7 +4,9 @@ Users take turns: each pass over the queue visits the user with the fewest cpus 
 one entry of each (SIR-14, SYS-35, I23). Within a user, higher priority first, then order of acceptance.
 Entries of one *shape* (same environment, same need) stand in one heap, so an entry that cannot run now
 costs one look, however many stand behind it, and does not block other shapes. A shape that others have
-passed `MAX_BYPASS` times closes its pool until it got its place.
+passed `MAX_BYPASS` times closes its pool until it got its place. Others of the same user count, and those of
+users whose turn came later, since they have more in use already: so nobody starves, and nobody closes a
+pool to those who have had less of it (decision 8).
 
 Memory is bounded: of each user only the first `window` entries are here; the rest are rows in the
 store, fetched when `wants` says so (queued jobs are rows, not objects).
@@ -71,6 +73,8 @@ class _Lane:
         self.shrunk = False
         #: How often other shapes went while this one found no slots.
         self.bypassed: dict[Shape, int] = {}
+        #: Shapes that lacked slots when this user was visited last.
+        self.lacking: list[Shape] = []
         #: Entries in the heaps, live and dead.
         self.size = 0
         self._order: list[tuple[int, int]] | None = None
@@ -124,6 +128,12 @@ class _Lane:
     def entries(self) -> list[Entry]:
         # a set: who was held and released has two equal entries, a dead one and a living
         return sorted({e for heap in self.heaps.values() for e in heap if e.jid in self.jids})
+
+    def pass_by(self, pool: str) -> None:
+        """An entry took slots of `pool` while these lacked them."""
+        for shape in self.lacking:
+            if shape.pool == pool:
+                self.bypassed[shape] = self.bypassed.get(shape, 0) + 1
 
     @property
     def order(self) -> list[tuple[int, int]]:
@@ -238,11 +248,18 @@ class Scheduler:
         refused: dict[Shape, No] = {}
         while True:
             progress = False
+            before: list[_Lane] = []
             for user in sorted(self._lanes, key=self._turn):
                 lane = self._lanes.get(user)
-                if lane and (entry := self._pick(user, lane, room, closed, refused)):
+                if lane is None:
+                    continue
+                if entry := self._pick(user, lane, room, closed, refused):
                     progress = True
+                    for other in before:
+                        other.pass_by(entry.shape.pool)
                     yield entry
+                if lane.lacking:
+                    before.append(lane)
             if not progress:
                 return
 
@@ -268,6 +285,7 @@ class Scheduler:
         self, user: str, lane: _Lane, room: Room, closed: dict[str, Shape], refused: dict[Shape, No]
     ) -> Entry | None:
         passed: list[Shape] = []
+        lane.lacking = []
         for entry in lane.heads():
             shape = entry.shape
             blocked = closed.get(shape.pool, shape) != shape
@@ -277,13 +295,13 @@ class Scheduler:
                 refused[shape] = no
                 passed.append(shape)
             else:
-                for other in passed:
-                    # who waits for an agent is not passed: no slot would help it
-                    if other.pool == shape.pool and _lacks_slots(refused.get(other)):
-                        lane.bypassed[other] = lane.bypassed.get(other, 0) + 1
+                # who waits for an agent is not passed: no slot would help it
+                lane.lacking = [other for other in passed if _lacks_slots(refused.get(other))]
+                lane.pass_by(shape.pool)
                 lane.bypassed.pop(shape, None)
                 lane.pop(entry)
                 return entry
+        lane.lacking = [other for other in passed if _lacks_slots(refused.get(other))]
         return None
 
     def _closed_pools(self, room: Room) -> dict[str, Shape]:
@@ -291,15 +309,17 @@ class Scheduler:
 
         Not for one whose jobs are all gone, nor for one that could not use the slots.
         """
-        closed = {}
+        closed: dict[str, Shape] = {}
+        most: dict[str, int] = {}
         for user, lane in self._lanes.items():
             if any(count >= MAX_BYPASS for count in lane.bypassed.values()):
                 for entry in lane.heads():
                     shape = entry.shape
-                    if lane.bypassed.get(shape, 0) >= MAX_BYPASS:
+                    count = lane.bypassed.get(shape, 0)
+                    if count >= MAX_BYPASS and count > most.get(shape.pool, 0):
                         no = room(shape, user)
                         if no is None or _lacks_slots(no):
-                            closed[shape.pool] = shape
+                            closed[shape.pool], most[shape.pool] = shape, count
         return closed
 
     def ahead(self, user: str, key: tuple[int, int]) -> tuple[int, bool]:

@@ -116,6 +116,16 @@ class Handler(RequestHandler):
                 raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
             yield job
 
+    async def settled(self) -> None:
+        """Until everything so far is durable, or cannot be: readers are not held up by a full disk."""
+        durable = asyncio.ensure_future(self.supervisor.commits.durable())
+        try:
+            while not (await asyncio.wait({durable}, timeout=0.2))[0]:
+                if self.supervisor.store.degraded:
+                    return
+        finally:
+            durable.cancel()
+
     def may_know(self, agent: Agent) -> bool:
         """Whether the agent is the caller's business."""
         return self.is_admin or agent.environment.user == self.user

@@ -28,6 +28,8 @@ MAX_WAIT_SECS = 300.0
 MAX_PAGE = 1000
 #: How long an agent may take to say that it has stopped or continued the processes of a job.
 SIGNAL_SECS = 5.0
+#: While what was changed becomes durable, the store's health is looked at so often.
+LOOK_SECS = 0.2
 
 
 class Submission(Struct, frozen=True):
@@ -179,9 +181,21 @@ class Job(Handler):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_secs):
                         await job.change(version)
-            while job.seen < job.record.version:
-                await job.change(job.seen)  # show nothing that is not durable
-            self.answer(self.view(job))
+            self.answer(await self._durable_view(job))
+
+    async def _durable_view(self, job: ComputeJob) -> dict[str, Any]:
+        """Nothing that is not durable is shown: while nothing can be written, what was before."""
+        store = self.supervisor.store
+        while job.seen < job.record.version:
+            if store.degraded:
+                for row in await store.jobs([job.jid]):
+                    run_root = self.supervisor.agents.run_root(row.record.user, row.record.agent)
+                    return job_view(row.record, row.fixed, why=None, run_root=run_root)
+                raise Unavailable(f"job {job.jid} is not written down yet: {store.degraded}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECS):
+                    await job.change(job.seen)
+        return self.view(job)
 
     async def patch(self, jid: str) -> None:
         """Change name, priority, tags or limits; durable when answered."""
@@ -282,7 +296,7 @@ class Attempts(Handler):
     async def get(self, jid: str) -> None:
         """Every execution that is over, and the one that is not."""
         async with self.job(jid):
-            await self.supervisor.commits.durable()
+            await self.settled()
             attempts = await self.supervisor.store.attempts(jid)
         self.answer({"attempts": [attempt_view(attempt) for attempt in attempts]})
 
@@ -293,7 +307,7 @@ class JobEvents(Handler):
     async def get(self, jid: str) -> None:
         """What happened to the job, in order."""
         async with self.job(jid):
-            await self.supervisor.commits.durable()
+            await self.settled()
             rows = await self.supervisor.store.events(after=0, limit=10_000, jid=jid)
         self.answer({"events": [event_view(row) for row in rows]})
 

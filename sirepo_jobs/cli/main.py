@@ -44,6 +44,7 @@ COMMANDS: dict[str, str] = {
     "agent": "agents",
     "token": "tokens",
     "audit": "audit",
+    "backup": "backup",
     "doctor": "doctor",
     "config": "config",
     "supervisor": "serve",

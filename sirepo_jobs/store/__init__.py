@@ -13,11 +13,11 @@ Nobody outside this package imports SQLAlchemy, Alembic, psycopg or sqlite3.
 
 from .lists import JobPage, JobQuery
 from .queries import PendingRow, StoredJob
-from .store import Store
+from .store import Store, backup
 from .unit import AgentRow, EventRow, KeyRow, NewJob, Unit
 
 __all__ = [
-    "Store",
+    "Store", "backup",
     "Unit", "NewJob", "EventRow", "AgentRow", "KeyRow",
     "JobQuery", "JobPage", "StoredJob", "PendingRow",
 ]  # fmt: skip

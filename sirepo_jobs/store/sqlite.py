@@ -283,30 +283,35 @@ class SqliteDatabase:
         return engine
 
     def backup(self, path: Path) -> None:
-        new = path.with_name(path.name + ".new")
-        try:
-            os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            try:
-                with contextlib.closing(_connect(self._path, "ro")) as raw:
-                    raw.execute("VACUUM INTO ?", (str(new),))
-                with contextlib.closing(_connect(new, "rw")) as raw:
-                    # It is whole, and nobody has it open.
-                    raw.execute("UPDATE meta SET clean = 1")
-                    raw.execute("PRAGMA journal_mode = WAL")
-                with new.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.rename(new, path)
-                _sync_directory(path.parent)
-            finally:
-                new.unlink(missing_ok=True)
-        except (OSError, sqlite3.Error) as exc:
-            raise Error(f"no backup could be written to {path}: {exc}", code="backup_failed") from exc
+        copy_file(self._path, path)
 
     def close(self) -> None:
         # The last connection to close folds the log into the file and removes it.
         with contextlib.suppress(sqlite3.Error, DBAPIError):
             self.connection.close()
         self._lock.release()
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Write a whole copy of a store that may be in use to a new file, for its owner alone."""
+    new = path.with_name(path.name + ".new")
+    try:
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            with contextlib.closing(_connect(source, "ro")) as raw:
+                raw.execute("VACUUM INTO ?", (str(new),))
+            with contextlib.closing(_connect(new, "rw")) as raw:
+                # It is whole, and nobody has it open.
+                raw.execute("UPDATE meta SET clean = 1")
+                raw.execute("PRAGMA journal_mode = WAL")
+            with new.open("rb") as file:
+                os.fsync(file.fileno())
+            os.rename(new, path)
+            _sync_directory(path.parent)
+        finally:
+            new.unlink(missing_ok=True)
+    except (OSError, sqlite3.Error) as exc:
+        raise Error(f"no backup could be written to {path}: {exc}", code="backup_failed") from exc
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

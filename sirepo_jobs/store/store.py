@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from sirepo_jobs.errors import StoreError
+from sirepo_jobs.errors import Conflict, Error, StoreError
 from sirepo_jobs.job import AttemptRecord
 from sirepo_jobs.tokens import TokenRow
 
@@ -152,14 +152,35 @@ class Store:
         return await self._reader.ask(queries.all_tokens)
 
 
-def _database(url: str, *, init: bool) -> Database:
+def backup(url: str, path: Path) -> None:
+    """Write a copy of the store at `url` to a new file; the store may be in use meanwhile (F098).
+
+    The copy is what was committed at one moment; it is whole or not there. Raises `Error`.
+    """
+    parsed = _parsed(url)
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite") or not parsed.database:
+        raise Error(
+            f"PostgreSQL makes its own backups; use pg_dump instead of writing {path}", code="not_supported"
+        )
+    if path.exists():
+        raise Conflict(f"{path} is there already; name another file", code="file_exists")
+    from .sqlite import copy_file
+
+    copy_file(Path(parsed.database), path)
+
+
+def _parsed(url: str) -> URL:
     try:
-        parsed = make_url(url)
+        return make_url(url)
     except ArgumentError:
         # The text may hold a password.
         raise StoreError(
             "the store's URL cannot be read; use sqlite:///PATH or postgresql+psycopg://..."
         ) from None
+
+
+def _database(url: str, *, init: bool) -> Database:
+    parsed = _parsed(url)
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         return _sqlite(parsed, init=init)
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):

@@ -4,7 +4,6 @@ whole units only, and nothing else was ever acknowledged (C14, I30, F085-F091).
 
 import asyncio
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -18,6 +17,7 @@ import pytest
 
 from sirepo_jobs.errors import StoreError
 from sirepo_jobs.store import Store
+from tests.small_disk import mounted
 from tests.unit.test_store import a_stored, accepting, opened
 from tests.unit.test_store_sqlite import end, holder, said
 
@@ -187,18 +187,8 @@ async def test_a_failing_disk_ends_the_writer_before_it_acknowledges(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "small", "3m") as place:
+        yield place
 
 
 async def test_a_full_disk_is_waited_for(small_disk: Path) -> None:

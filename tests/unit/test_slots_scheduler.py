@@ -154,6 +154,34 @@ def test_a_big_job_is_passed_so_often_and_no_oftener() -> None:
     assert next(scheduler.admit(everything)).jid == "J0"
 
 
+def test_a_big_job_is_passed_by_other_users_so_often_and_no_oftener() -> None:
+    """I23: bob has more in use than ann, whose big job he would pass for ever."""
+    scheduler = Scheduler()
+    scheduler.charge("bob", 2)
+    scheduler.add(entry(0, cpus=8))
+    for seq in range(1, 3 * MAX_BYPASS):
+        scheduler.add(entry(seq, user="bob"))
+    small_only = lambda s, _: NO if s.need.cpus > 2 else None  # noqa: E731
+    passed = 0
+    while next(scheduler.admit(small_only), None) is not None:
+        passed += 1
+    assert passed == MAX_BYPASS
+    assert next(scheduler.admit(everything)).jid == "J0"
+    assert next(scheduler.admit(small_only)).user == "bob", "it is open again"
+
+
+def test_nobody_closes_a_pool_to_those_who_had_less_of_it() -> None:
+    """I23, I24: ann has much in use and wants all of the rest; bob and eve have nothing yet."""
+    scheduler = Scheduler()
+    scheduler.charge("ann", 6)
+    scheduler.add(entry(0, cpus=8))
+    for seq in range(1, 2 * MAX_BYPASS):
+        scheduler.add(entry(seq, user="bob"))
+        scheduler.add(entry(1000 + seq, user="eve"))
+    small_only = lambda s, _: NO if s.need.cpus > 2 else None  # noqa: E731
+    assert len(jids(scheduler, small_only)) == 2 * (2 * MAX_BYPASS - 1)
+
+
 def test_a_refused_shape_is_asked_for_once_per_pass() -> None:
     scheduler = Scheduler()
     for seq in range(1000):
