@@ -15,6 +15,7 @@
     agent.py      the network side: connects out, again for ever
       session.py    one connection; link.py: to the launcher; attempts.py: what lives
       readings.py   outputs by offset; progress.py; run_files.py: opened safely
+    handover.py   one agent for a home that several login nodes share
     relay.py      carries one caller of a socket over standard streams, for a driver
     words.py      words between these processes; lane.py: how they travel; process.py: facts from /proc
 

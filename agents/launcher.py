@@ -18,6 +18,7 @@ from typing import Final
 from sirepo_jobs.agents import spawner
 from sirepo_jobs.agents.crew import Crew
 from sirepo_jobs.agents.desk import Desk
+from sirepo_jobs.agents.handover import Watch
 from sirepo_jobs.agents.journal import Journal
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.nursery import Nursery, report
@@ -60,6 +61,8 @@ class Launcher:
             # At once, and then under the new boot's name: what is begun from now on is of this boot.
             self.settle()
             self._desk.rewrite()
+        #: Only an agent of Slurm jobs may have to make room for one on another login node.
+        self._watch = None if spec.slurm is None else Watch(spec.home)
         #: A child has died since the last turn.
         self._bereaved = False
         #: A helper is missing.
@@ -140,6 +143,10 @@ class Launcher:
             self._look_home_at = now + LONELY_SECS
         elif self._look_home_at <= now:
             self._look_home(now)
+        if self._watch is not None and self._watch.due <= now and self._watch.must_leave(now):
+            _log("another launcher has this home now; leaving, and Slurm's jobs go on")
+            desk.leave()
+            return
         if self._bereft:
             self._keep_helpers(now)
         desk.decide(now)
@@ -152,6 +159,8 @@ class Launcher:
             due.append(time.monotonic() + DISK_SECS)
         if not self._upstream.open:
             due.append(self._look_home_at)
+        if self._watch is not None:
+            due.append(self._watch.due)
         if not self._upstream.pid:
             due.append(self._upstream.back_off.due)
         if self._desk.closing:

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from sirepo_jobs import __version__
-from sirepo_jobs.agents import process, relay
+from sirepo_jobs.agents import handover, process, relay
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.driver import AgentSpec
 
@@ -46,6 +46,7 @@ class LauncherFile(Struct, frozen=True, kw_only=True):
     start: int
     boot_id: str
     install: str
+    node: str = ""
 
 
 def main(argv: list[str]) -> int:
@@ -97,12 +98,28 @@ def read_launcher_file(home: str) -> LauncherFile | None:
             found = msgspec.json.decode(file.read(), type=LauncherFile)
     except (OSError, msgspec.DecodeError):
         return None
-    if found.boot_id == process.boot_id() and process.alive(found.pid, found.start):
+    here = found.node in ("", handover.node()) and found.boot_id == process.boot_id()
+    if here and process.alive(found.pid, found.start):
         return found
     return None
 
 
+def _is_free(spec: AgentSpec) -> bool:
+    """Whether no launcher of another node has the home; one whose jobs are Slurm's is asked to leave it."""
+    other = handover.elsewhere(spec.home)
+    if other is not None and spec.slurm is None:
+        sys.stderr.write(
+            f"its launcher is on {other}, with its processes; remove launcher.json if it is not\n"
+        )
+        return False
+    if other is not None:
+        handover.take(spec.home)
+    return True
+
+
 def _start(spec: AgentSpec) -> int:
+    if not _is_free(spec):
+        return 1
     deadline = time.monotonic() + FIND_SECS
     while (lock := _lock(spec.home)) is None:
         if (found := read_launcher_file(spec.home)) is not None:
@@ -211,6 +228,7 @@ def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
             start=stat.start,
             boot_id=process.boot_id(),
             install=the_launcher.install,
+            node=handover.node(),
         )
     )
     _replace(f"{spec.home}/launcher.json", answer)
@@ -222,7 +240,7 @@ def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
         os.write(writer, answer + b"\n")
         os.close(writer)
     the_launcher.run()
-    with suppress(FileNotFoundError):
+    if handover.is_ours(spec.home):
         os.unlink(f"{spec.home}/launcher.json")
 
 
@@ -235,6 +253,8 @@ def _network_side(spec: AgentSpec, lane: Lane) -> None:
 
 def _stop(spec: AgentSpec) -> int:
     """End the launcher, kindly and then not, and then whatever carries a mark of its journal."""
+    if not _is_free(spec):
+        return 1
     found = read_launcher_file(spec.home)
     if found is not None:
         with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import os
 import re
+import shutil
 import struct
 import subprocess
 import uuid
@@ -52,11 +53,22 @@ class Sshd:
         start = digest[-1] & 15
         return f"{(int.from_bytes(digest[start : start + 4]) & 0x7FFFFFFF) % 10**6:06d}"
 
+    def share_bundles(self, account: str, root: Path) -> None:
+        """Let a root have what other roots of the account have: an upload takes a second or two."""
+        user = self.user(account)
+        shared = self.home(account) / "bundles"
+        for directory in (shared, root):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            shutil.chown(directory, user, user)
+        (root / "bundles").symlink_to(shared)
+
     def logins(self) -> int:
         """Connections that sshd accepted so far."""
         return len(re.findall(r"^Accepted (?!key )", Path(self.words["log"]).read_text(), re.MULTILINE))
 
-    def policy(self, name: str = "dev", *, user: str = "key", **ssh: Any) -> ClusterPolicy:
+    def policy(
+        self, name: str = "dev", *, user: str = "key", processes: bool = True, **ssh: Any
+    ) -> ClusterPolicy:
         """A cluster of this sshd, for one account, with processes for jobs and a root of its own."""
         return ClusterPolicy(
             name=name,
@@ -72,7 +84,7 @@ class Sshd:
                 }
             ),
             slurm=SlurmPolicy(),
-            processes=True,
+            processes=processes,
         )
 
 
@@ -165,10 +177,12 @@ class SshWorld:
 
 @contextlib.asynccontextmanager
 async def ssh_world(
-    sshd: Sshd, path: Path, *, account: str = "key", **policy: Any
+    sshd: Sshd, path: Path, *, account: str = "key", bare: bool = False, **policy: Any
 ) -> AsyncIterator[SshWorld]:
-    """A world that must be empty again at the end."""
+    """A world that must be empty again at the end; unless `bare`, it shares its bundle with others."""
     world = SshWorld(sshd, path, sshd.policy(user=account, **policy), account)
+    if not bare:
+        sshd.share_bundles(account, world.run_root.parent)
     try:
         yield world
     finally:

@@ -28,6 +28,8 @@ from sirepo_jobs.resources import Resources
 VERSION: Final = 1
 #: Asked again about an agent that is out of reach.
 LOOK_SECS: Final = 5.0
+#: A start may have to wait for a silent agent on another login node.
+START_SECS: Final = 150.0
 #: A socket there must listen before an agent is started that calls it.
 TUNNEL_SECS: Final = 30.0
 
@@ -141,8 +143,9 @@ class SbatchDriver:
             return Fate.UNKNOWN
         said = await stage.run(await session.connection(), remote.look(int(handle.data["pid"])))
         if said.words.get("node") != handle.data["node"]:
-            # another login node: the agent may well be alive on its own
-            return Fate.UNKNOWN
+            # Another login node. The agent may live on its own, and cannot be seen from here; where its jobs
+            # are Slurm's, `launch` makes one here in its place, once it has let go (F141).
+            return Fate.UNKNOWN if session.policy.processes else Fate.GONE
         if said.words.get("boot") != handle.data["boot_id"]:
             return Fate.GONE
         start = remote.process_start(said.words.get("stat", ""))
@@ -178,7 +181,7 @@ class SbatchDriver:
 
     async def _start(self, connection: Connection, root: str, version: str, spec: AgentSpec) -> _Launcher:
         script = remote.agent(root, version, "start", msgspec.json.encode(spec))
-        said = await stage.run(connection, script)
+        said = await stage.run(connection, script, START_SECS)
         if said.status == 0:
             for line in said.rest.splitlines():
                 try:

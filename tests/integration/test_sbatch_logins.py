@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sirepo_jobs.driver import Fate
@@ -220,6 +221,27 @@ async def test_a_user_who_logged_in_is_asked_again_once(sshd: Sshd, tmp_path: Pa
         await driver.stop(handle, grace_secs=1)
 
 
+async def test_another_login_node_takes_over(sshd: Sshd, tmp_path: Path) -> None:
+    """Two nodes, one home: the second agent comes when the first has let go, with its records (F141)."""
+    async with ssh_world(sshd, tmp_path, processes=False) as world:
+        first = await world.driver().launch(world.spec("a"))
+        before = await world.hello("a", 1)
+        await world.drivers[-1].close()
+        ssh = msgspec.structs.replace(world.policy.ssh, port=int(sshd.words["port2"]))
+        world.policy = msgspec.structs.replace(world.policy, ssh=ssh)
+        driver = world.driver()
+        # it cannot be seen from there, and is of no use there
+        assert await driver.look(first) is Fate.GONE
+        second = await driver.launch(world.spec("a"))
+        assert (first.data["node"] != "login2", second.data["node"]) == (True, "login2")
+        await gone(int(first.data["pid"]))
+        after = await world.hello("a", 2)
+        assert after.install == before.install
+        assert await driver.look(second) is Fate.ALIVE
+        assert await driver.launch(world.spec("a")) == second
+        await driver.stop(second, grace_secs=1)
+
+
 async def test_through_a_jump_host(sshd: Sshd, tmp_path: Path) -> None:
     gate = f"127.0.0.1:{sshd.words['gate_port']}"
     log = Path(sshd.words["home"]) / "gate.log"
@@ -275,7 +297,7 @@ async def test_shells_and_start_files_that_are_in_the_way(sshd: Sshd, tmp_path: 
 async def test_check_says_what_is_amiss(
     sshd: Sshd, tmp_path: Path, account: str, name: str, said: str, todo: str
 ) -> None:
-    async with ssh_world(sshd, tmp_path, account=account) as world:
+    async with ssh_world(sshd, tmp_path, account=account, bare=True) as world:
         driver = world.driver()
         checks = await driver.check("dev", "ann")
         [bad] = [check for check in checks if check.ok is False]
@@ -304,7 +326,7 @@ async def test_logins_of_a_day_are_counted_over_restarts(sshd: Sshd, tmp_path: P
 
 async def test_an_upload_that_broke_off_leaves_no_half_of_an_agent(sshd: Sshd, tmp_path: Path) -> None:
     """Whatever lies there, what is used was verified first (F132)."""
-    async with ssh_world(sshd, tmp_path) as world:
+    async with ssh_world(sshd, tmp_path, bare=True) as world:
         driver = world.driver()
         broken = SbatchDriver(
             clusters={"dev": world.policy}, bundle_dir=tmp_path / "bundle", state_dir=tmp_path / "state"
