@@ -343,7 +343,8 @@ class Desk:
 
     def next_due(self) -> float | None:
         """When `flush` has something to do, whatever happens."""
-        return self._next_sync if self._outbox.unsynced else None
+        # a full disk is tried again when the launcher says so
+        return self._next_sync if self._outbox.unsynced and not self.disk_full else None
 
     def helper_started(self, pid: int) -> None:
         """A spawner was started; the next launcher must know of it."""
@@ -353,12 +354,11 @@ class Desk:
         """Write down and pass on what was decided since the last time."""
         # POSIT: nothing is asked for before its intent is in the journal, and nothing is told before
         # its record is on disk (C1).
-        self.disk_full = not self._journal.write()
+        self.disk_full = not self._journal.write() or not self._journal.reserved
         failpoints.hit("journal.written")
         self._crew.flush(begin=not self.disk_full)
         failpoints.hit("spawners.told")
-        if self._outbox.unsynced and now >= self._next_sync and not self.disk_full:
-            self._journal.sync()
+        if self._outbox.unsynced and now >= self._next_sync and self._journal.sync():
             self._outbox.synced()
             failpoints.hit("journal.synced")
             self._next_sync = time.monotonic() + (GROUP_SECS if self._roster.standby else 0.0)

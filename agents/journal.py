@@ -5,6 +5,7 @@ disk before the supervisor hears of it. Everything that one turn of the launcher
 `fdatasync`. A torn tail was never told to anybody, and is cut off.
 """
 
+import errno
 import os
 import uuid
 import zlib
@@ -23,6 +24,8 @@ from sirepo_jobs.protocol import Durable, Exited, Started
 NAME: Final = "journal"
 #: Below this size a journal is never rewritten.
 COMPACT_BYTES: Final = 1 << 20
+#: Space that is set aside for the ends of attempts that run when the disk fills up.
+RESERVE_BYTES: Final = 256 << 10
 
 
 class Head(Struct, frozen=True, kw_only=True):
@@ -88,6 +91,8 @@ class Journal:
         self._rest = b""
         self._size = 0
         self._rewritten = 0
+        self._reserve_path = f"{home}/{NAME}.reserve"
+        self._reserved = False
 
     def fileno(self) -> int:
         """So that children can close it."""
@@ -110,6 +115,7 @@ class Journal:
                 helpers=[],
             )
             self.rewrite(past.install, boot_id, 0, [], [], [])
+        self._reserve()
         return past
 
     # -- writing
@@ -142,10 +148,39 @@ class Journal:
             try:
                 written = os.write(self._fd, self._rest)
             except OSError:
-                return False
+                # POSIT: nothing begins without the reserve (`reserved`), so it serves ends alone (F030).
+                if not self._reserved:
+                    return False
+                self._release()
+                continue
             self._rest = self._rest[written:]
             self._size += written
         return True
+
+    @property
+    def reserved(self) -> bool:
+        """Whether there is space set aside for the ends of what is to begin; made again when it can be."""
+        return self._reserved or self._reserve()
+
+    def _reserve(self) -> bool:
+        try:
+            fd = os.open(self._reserve_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._release()
+                return False
+            # a file system that sets nothing aside: then we have to do without
+        self._reserved = True
+        return True
+
+    def _release(self) -> None:
+        self._reserved = False
+        with suppress(OSError):
+            os.unlink(self._reserve_path)
 
     def sync(self) -> bool:
         """Bring all lines to disk, so that they survive the host's death. False when the disk is full.

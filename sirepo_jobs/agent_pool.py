@@ -22,6 +22,7 @@ from .commits import Commits
 from .driver import AgentSpec, Driver, Environment, Fate, Handle, HasHosts
 from .errors import LaunchError, Unavailable
 from .events import AgentEvent, AgentState
+from .health import Health
 from .lifecycle import agent_step
 from .login import has_logins
 from .op import Awaited, Need, Op
@@ -86,6 +87,7 @@ class Agent:
         self.boot_id = ""
         #: It ends attempts with a lease by itself.
         self.leases = False
+        self.health = Health()
         #: By the boot clock: since then nothing that we said can have renewed its leases.
         self.renewed_at = boot_secs()
         #: By the loop's clock, while its line is open.

@@ -23,6 +23,10 @@ from .supervisor import Supervisor, unheard
 _log = structlog.get_logger(__name__)
 
 
+#: Ends of attempts that speak against the agent or its host.
+_SICK = frozenset({Reason.AGENT_LOST, Reason.NODE_FAILED, Reason.START_FAILED, Reason.DISK_FULL})
+
+
 class AgentTalk:
     """The supervisor's ear."""
 
@@ -215,6 +219,7 @@ class AgentTalk:
         job = self._job(agent, message)
         if job is None or (message.serial, message.attempt) != (job.record.serial, job.record.attempt):
             return
+        self._learn(agent, job, message)
         if not message.began:
             self._not_started(job, message.message, message.reason or Reason.START_FAILED)
             return
@@ -240,6 +245,17 @@ class AgentTalk:
                 usage=message.usage,
             ),
         )
+
+    def _learn(self, agent: Agent, job: ComputeJob, message: protocol.Exited) -> None:
+        """What this end says about the agent's health (F035)."""
+        if message.began and message.reason not in _SICK:
+            agent.health.got_through()
+        elif not message.stopped:
+            loop = self._supervisor.loop
+            pause_secs = agent.health.failed(job.jid, message.message, loop.time())
+            if pause_secs:
+                _log.warning("agent is paused", agent=agent.name, secs=pause_secs, why=message.message)
+                loop.call_later(pause_secs, self._supervisor.dispatch_soon)
 
     def _heir(self, agent: Agent, successor: str) -> Op | None:
         """The op of "jid/attempt", if it is this agent's own: slots are not given away to others (I26)."""

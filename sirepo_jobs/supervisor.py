@@ -418,6 +418,8 @@ class Supervisor:
         if agent.line is None or not agent.is_online:
             # one op waits for the agent; the others stay compact entries
             return No(*agent.why_not()) if self.ops.waiting_for((Need.AGENT, agent.key)) else None
+        if sick := agent.health.why_not(self.loop.time()):
+            return No(Reason.START_FAILED, f"agent {agent.name} is paused: {sick}")
         if len(agent.ops) >= agent.op_limit:
             return No(Reason.RESOURCES, f"agent {agent.name} has {len(agent.ops)} ops, its limit")
         pool = agent.pool

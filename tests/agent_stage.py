@@ -304,6 +304,7 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
         the_scene = Scene(path, stage)
         if changes:
             the_scene.spec = msgspec.structs.replace(the_scene.spec, **changes)
+            the_scene.home, the_scene.run_root = Path(the_scene.spec.home), Path(the_scene.spec.run_root)
         await the_scene.launch()
         try:
             await stage.connected()

@@ -11,6 +11,7 @@ from sirepo_jobs import protocol as p
 from sirepo_jobs.agent_pool import AgentPool, boot_secs
 from sirepo_jobs.api.service import declare_dead
 from sirepo_jobs.driver import Fate
+from sirepo_jobs.health import ENOUGH
 from sirepo_jobs.job import State
 from sirepo_jobs.leases import Leases, ends_after_secs
 from sirepo_jobs.lifecycle import MAX_CRASHES
@@ -329,3 +330,42 @@ async def test_a_job_that_never_began_waits_longer_each_time(
         job = await house.over(jid)
         assert job.record.state is State.CANCELED
         assert house.supervisor._pauses == {}
+
+
+async def test_a_black_hole_gets_no_more_work_for_a_while_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F035, I24: ann's agent refuses everything at once; bob's jobs all succeed, ann's wait and say why."""
+    monkeypatch.setattr("sirepo_jobs.health.FIRST_PAUSE_SECS", 0.5)
+    monkeypatch.setattr("sirepo_jobs.lifecycle.FIRST_PAUSE_SECS", 1000.0)
+    monkeypatch.setattr("sirepo_jobs.lifecycle.LAST_PAUSE_SECS", 1000.0)
+    async with house_of(tmp_path) as house:
+        anns = await house.submit(*[job_spec()] * 12)
+        hole = await house.agent()
+        refused: set[str] = set()
+        while len(refused) < ENOUGH:
+            jid = await hole.until(lambda: next(iter(hole.runs.keys() - refused), None))
+            refused.add(jid)
+            hole.exits(
+                jid, None, began=False, proof="never_claimed", reason=Reason.START_FAILED, message="no"
+            )
+        # what was sent ahead is there already; nothing of the rest follows
+        waiting = [jid for jid in anns if jid not in hole.runs and jid not in refused]
+        assert waiting
+        reason, text = house.supervisor.why_pending(await house.job(waiting[-1]))
+        assert "is paused: 3 jobs in a row failed there, the last: no" in text, (reason, text)
+        for _ in range(5):
+            (jid,) = await house.submit(user="bob")
+            bob = await house.agent("local-bob")
+            await bob.until(lambda jid=jid, bob=bob: jid in bob.runs)
+            bob.exits(jid, 0)
+            assert (await house.over(jid)).record.state is State.COMPLETED
+        # mended: one gets through, and all is well
+        await hole.until(lambda: [jid for jid in waiting if jid in hole.runs])
+        ended: set[str] = set()
+        while not set(waiting) <= ended:
+            jid = await hole.until(lambda: next(iter(hole.runs.keys() - ended - refused), None))
+            ended.add(jid)
+            hole.exits(jid, 0)
+        for jid in waiting:
+            assert (await house.over(jid)).record.state is State.COMPLETED

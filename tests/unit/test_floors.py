@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         [
             "events",
+            "health",
             "lifecycle",
             "slots",
             "scheduler",
