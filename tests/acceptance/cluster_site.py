@@ -18,7 +18,7 @@ from tests.bundle_stage import OUT
 
 
 @contextlib.contextmanager
-def site_of(path: Path, *policies: ClusterPolicy) -> Iterator[System]:
+def site_of(path: Path, *policies: ClusterPolicy, **environ: str) -> Iterator[System]:
     """Up, with these clusters."""
     (path / "clusters").mkdir()
     for policy in policies:
@@ -30,6 +30,7 @@ def site_of(path: Path, *policies: ClusterPolicy) -> Iterator[System]:
         SIREPO_JOBS_CLUSTERS_DIR=str(path / "clusters"),
         SIREPO_JOBS_BUNDLE_DIR=str(OUT),
         SIREPO_JOBS_HEARTBEAT_SECS="1",
+        **environ,
     )
     system.up()
     try:

@@ -1,11 +1,13 @@
 """A cluster as its users meet it: log in, wait, be asked, and lose nothing when the supervisor dies."""
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from sirepo_jobs import rootdir
 from tests.acceptance.cluster_site import kill_supervisor, site_of, until
@@ -109,6 +111,48 @@ def test_supervisor_killed_while_jobs_run_and_wait(sshd: Sshd, site: System) -> 
     login = site.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
     assert login.returncode == 0
     assert client.wait(asked.jid, timeout=60).state == "completed"
+
+
+def test_an_agent_that_calls_by_itself_needs_no_login_any_more(sshd: Sshd, tmp_path: Path) -> None:
+    """Through the agents' door, over TLS: after a logout and a kill -9 the job is still in touch."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    certificate.private_key_pem.write_to_path(tmp_path / "key")
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    door = f"wss://localhost:{port}/agent"
+    policy = sshd.policy("ask", user="pass", root="~/direct", key_file="", agent_url=door)
+    environ = {
+        "SIREPO_JOBS_AGENT_HOST": "127.0.0.1",
+        "SIREPO_JOBS_AGENT_PORT": str(port),
+        "SIREPO_JOBS_AGENT_TLS_CERT_FILE": str(tmp_path / "cert"),
+        "SIREPO_JOBS_AGENT_TLS_KEY_FILE": str(tmp_path / "key"),
+        "SIREPO_JOBS_AGENT_CA_FILE": str(tmp_path / "ca"),
+    }
+    password = f"{sshd.password}\n".encode()
+    with site_of(tmp_path, policy, **environ) as site:
+        site.cli("cluster", "login", "ask", input=password)
+        client = site.client()
+        script = "while [ ! -e ~/go ]; do sleep 0.05; done; echo done"
+        made = client.submit({"command": ["/bin/sh", "-c", script], "driver": "sbatch"})
+        until(lambda: client.get(made.jid).state == "running", "the job runs")
+        assert not list((sshd.home("pass") / "direct/agents").rglob("*.sock"))
+        before = sshd.logins()
+        site.cli("cluster", "logout", "ask")
+        kill_supervisor(site)
+        site.up()
+        client = site.client()
+        until(lambda: client.get(made.jid).state == "running", "it called again by itself")
+        go = sshd.home("pass") / "go"
+        subprocess.run(["runuser", "-u", sshd.user("pass"), "--", "touch", str(go)], check=True)
+        assert client.wait(made.jid, timeout=60).state == "completed"
+        assert b"".join(client.logs(made.jid)) == b"done\n"
+        assert sshd.logins() == before
+        site.cli("cluster", "login", "ask", input=password)
+    assert not carrying(f"{sshd.words['homes']}/")
 
 
 def test_check_tells_what_is_amiss(site: System) -> None:
