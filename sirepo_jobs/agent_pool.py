@@ -376,7 +376,8 @@ class AgentPool:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BLOCKED_SECS):
                     await agent.driver.change(agent.environment)
-        agent.failures = 0
+        if agent.blocked is None:
+            agent.failures = 0
 
     async def _launch(self, agent: Agent) -> None:
         agent.happen(AgentEvent.LAUNCH_ASKED)

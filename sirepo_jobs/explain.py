@@ -267,9 +267,10 @@ def _why_it_waits(job: JobRecord, facts: Facts) -> list[str]:
         said.append(
             f"It needs {_amount(queue.need)}; {_amount(queue.free)} of {_amount(queue.size)} are free now."
         )
-    if agent is not None and agent.state != "online":
+    away = agent is not None and agent.state != "online"
+    if agent is not None and away and queue.reason not in _MUST_ACT:
         said.append(_agent_sentence(agent, facts.now))
-    elif not said and queue.text:
+    elif queue.text and (away or not said):
         said.append(f"{queue.text[:1].upper()}{queue.text[1:]}.")
     return said
 
@@ -357,6 +358,8 @@ def _where(job: JobRecord, facts: Facts, what: str = "It ran") -> str:
     return f"{what} at agent {job.agent}{host}, attempt {job.attempt}."
 
 
+#: Somebody has to do something before an agent can be launched: that is what has to be said of it.
+_MUST_ACT = frozenset({Reason.AUTH_REQUIRED, Reason.RATE_LIMIT})
 _ASKED = frozenset({Reason.CANCELED_BY_USER, Reason.CANCELED_BY_ADMIN})
 
 _HINTS: dict[Reason, str] = {

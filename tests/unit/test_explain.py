@@ -66,6 +66,15 @@ def test_a_job_that_lacks_cpus_says_how_many() -> None:
     assert (said["reason"], said["fault"], said["retryable"]) == ("RESOURCES", "policy", True)
 
 
+def test_a_job_that_waits_for_a_login_says_how_to_log_in() -> None:
+    text = "cluster dev waits for you to log in: `sirepo-jobs cluster login dev`"
+    there = AgentFacts(name="a", driver="sbatch", state="offline", host="", since=AT)
+    waits = queue(reason=Reason.AUTH_REQUIRED, text=text, need=Resources(), resource="agent")
+    said = explain(a_job(), a_spec(), facts(queue=waits, agent=there))
+    assert said["summary"] == f"Job melt (J1) waits for 1m 30s. C{text[1:]}."
+    assert (said["reason"], said["fault"]) == ("AUTH_REQUIRED", "user")
+
+
 def test_a_job_in_line_says_its_place() -> None:
     said = explain(a_job(), a_spec(), facts(queue=queue(ahead=1, reason=Reason.PRIORITY, need=Resources())))
     assert "1 of your jobs is before it; its priority is 5." in said["summary"]
