@@ -93,6 +93,26 @@ async def test_one_time_code_is_asked_of_the_user(sshd: Sshd, tmp_path: Path) ->
             await driver.answer("dev", "ann", view.login, ["late"])
 
 
+async def test_nobody_answers_and_the_login_is_begun_again(sshd: Sshd, tmp_path: Path) -> None:
+    async with ssh_world(sshd, tmp_path, account="otp", **as_user(prompt_secs=0.3)) as world:
+        driver = world.driver()
+        view = await driver.log_in("dev", "ann", LoginOrder())
+        assert view.state == "asking"
+        late = await driver.answer("dev", "ann", view.login, [])
+        while late.state != "failed":
+            await asyncio.sleep(0.02)
+            late = await driver.answer("dev", "ann", view.login, [])
+        assert "nobody answered" in late.message
+    async with ssh_world(sshd, tmp_path, account="otp", **as_user()) as world:
+        driver = world.driver()
+        first = await driver.log_in("dev", "ann", LoginOrder())
+        # a second one, from another window, takes its place
+        second = await driver.log_in("dev", "ann", LoginOrder(password=sshd.password, code=sshd.code("otp")))
+        assert second.state == "connected"
+        with pytest.raises(NotFound):
+            await driver.answer("dev", "ann", first.login, ["x"])
+
+
 async def test_what_was_given_is_not_asked(sshd: Sshd, tmp_path: Path) -> None:
     async with ssh_world(sshd, tmp_path, account="otp", **as_user()) as world:
         order = LoginOrder(password=sshd.password, code=sshd.code("otp"))
