@@ -27,6 +27,12 @@ _OPTIONS = (
     ),
     click.option("--driver", help="Where it runs: local, ..."),
     click.option("--cluster", help="Slurm cluster, for driver sbatch."),
+    click.option(
+        "--slurm",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="What it asks of Slurm: partition=debug, nodes=2, ntasks=64, time=1h, srun=true, ...",
+    ),
     click.option("--image", help="Container image to run it in."),
     click.option("--tag", metavar="NAME=VALUE", multiple=True, help="A label to find it by."),
     click.option("--priority", "-p", type=click.IntRange(0, 10), help="0 to 10; 5 is usual."),
@@ -60,6 +66,10 @@ _PLAIN = (
 )
 
 
+#: Of `--slurm`: texts, even if they look like numbers.
+_NAMES = ("partition", "account", "qos", "constraint")
+
+
 def spec_options(command: _Command) -> _Command:
     """Add the options; `make_spec` takes them all."""
     for decorate in reversed(_OPTIONS):
@@ -83,6 +93,10 @@ def make_spec(command: tuple[str, ...], options: dict[str, Any]) -> dict[str, An
             "grace": options.get("grace"),
         }
     )
+    spec["slurm"] = {
+        name: value if name in _NAMES else _typed(value)
+        for name, value in (_pair("--slurm", text) for text in options.get("slurm", ()))
+    }
     spec["env"] = dict(_variable(text) for text in options.get("env", ()))
     spec["tags"] = dict(_pair("--tag", text) for text in options.get("tag", ()))
     spec["retry_on"] = list(options.get("retry_on", ()))
@@ -98,6 +112,13 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
     return name, value
+
+
+def _typed(value: str) -> str | int | bool:
+    """A number or a truth where it looks like one; the service knows which it must be."""
+    if value in ("true", "false"):
+        return value == "true"
+    return int(value) if value.isdecimal() else value
 
 
 def _variable(text: str) -> tuple[str, str]:
