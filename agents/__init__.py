@@ -12,6 +12,12 @@
     spawner.py    parent of jobs: one small loop, two of them
       birth.py      how an attempt becomes a process
       nursery.py    waits, keeps limits, leaves nothing behind; exit_file.py: exit.json
+    broker.py     instead of the spawners where jobs are Slurm's: one loop, no children but Slurm's commands
+      slurm_desk.py the launcher's desk then
+      slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on
+      slurm_submitter.py, slurm_asker.py, slurm_commands.py: sbatch, squeue and the like, within limits
+      slurm_files.py claims, bells and submissions on the shared file system
+    payload.py    inside a Slurm job: claims, runs and records the attempt
     agent.py      the network side: connects out, again for ever
       session.py    one connection; link.py: to the launcher; attempts.py: what lives
       readings.py   outputs by offset; progress.py; run_files.py: opened safely

@@ -190,6 +190,14 @@ class Asker:
         order = parse_order(said.rc, said.out)
         if order is not None:
             self._book.positions = {slurm_id: place for place, slurm_id in enumerate(order, 1)}
+            for attempt in self._book.attempts.values():
+                row = attempt.row
+                if (
+                    row is not None
+                    and attempt.life.phase is Phase.QUEUED
+                    and attempt.position != self._book.position(row.slurm_id)
+                ):
+                    self._book.situate_row(attempt, row)
 
     def _complain(self, text: str) -> None:
         for attempt in self._book.attempts.values():

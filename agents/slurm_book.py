@@ -47,6 +47,9 @@ class Attempt:
         self.submission: Submission | None = None
         self.index = 0
         self.last_beat = 0
+        #: As last listed, and its place in the queue then.
+        self.row: Row | None = None
+        self.position: int | None = None
         #: scontrol was asked for it, or is about to be.
         self.asking = False
 
@@ -371,7 +374,12 @@ class Book:
 
     # -- where they stand, for people
 
+    def position(self, slurm_id: str) -> int | None:
+        """Place in the queue; tasks of an array that wait stand together."""
+        return self.positions.get(slurm_id) or self.positions.get(slurm_id.partition("_")[0])
+
     def situate_row(self, attempt: Attempt, row: Row) -> None:
+        attempt.row, attempt.position = row, self.position(row.slurm_id)
         about = meaning(row.state)
         if about.stage is Stage.WAITING:
             why = wait(row.reason)
@@ -381,6 +389,8 @@ class Book:
                 text, reason, never_starts = about.text, Reason.SCHEDULER, False
         else:
             text, reason, never_starts = about.text or f"Slurm says {row.state}", None, False
+            if about.stage is Stage.RUNNING and attempt.life.began_at is None:
+                text = "Slurm has started it, and it has not given a sign of life yet"
         word = f" ({row.reason})" if about.stage is Stage.WAITING and row.reason else ""
         self.situate(
             attempt,
@@ -400,8 +410,7 @@ class Book:
         never_starts: bool = False,
     ) -> None:
         spawn = attempt.spawn
-        parent = row.slurm_id.partition("_")[0] if row else ""
-        position = (self.positions.get(row.slurm_id) or self.positions.get(parent)) if row else None
+        position = attempt.position if row is not None else None
         pending = row is not None and row.state == "PENDING"
         situation = Scheduling(
             jid=spawn.jid,

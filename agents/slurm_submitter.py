@@ -68,7 +68,8 @@ class Submitter:
     def _gather(self) -> Submission | None:
         """The first that waits and those that ask for the same, as many as may go: a new submission."""
         room = self._book.policy.max_jobs - self._book.in_slurm
-        if room <= 0:
+        # near the limit they wait for one another, so that each end does not bring one more sbatch
+        if room <= 0 or room < min(len(self._book.unsent), self._book.policy.max_jobs // 10):
             return None
         first = next(iter(self._book.unsent.values()))
         key = _Key(first.options, first.spawn.grace_secs)

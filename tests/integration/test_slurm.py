@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sirepo_jobs.agents import slurm_files
 from sirepo_jobs.reasons import Reason
-from tests.agent_stage import appears, gone
+from tests.agent_stage import appears, children_of, gone
 from tests.slurm_stage import Cluster, cluster_in, counters, job, situations, slurm_scene
 
 pytestmark = pytest.mark.real("slurm")
@@ -164,13 +165,47 @@ async def test_jobs_outlive_launcher_broker_and_boot(tmp_path: Path, cluster: Cl
 
 async def test_the_walltime_is_told_before_it_strikes(tmp_path: Path, cluster: Cluster) -> None:
     async with slurm_scene(tmp_path, cluster) as it:
-        spec = {"slurm": {"time": 60}, "limits": {"grace": 3.0}}
-        await it.stage.send(
-            [job(it, "t1", "trap 'echo saved; exit 0' TERM; while :; do sleep 1; done", spec)]
-        )
-        async with asyncio.timeout(100):
-            while ("t1", 1) not in it.stage.exits:
-                await asyncio.sleep(0.5)
-        ended = it.stage.exits["t1", 1]
+        spec = {"slurm": {"time": 60, "array": False}, "limits": {"grace": 3.0}}
+        script = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+        await it.stage.send([job(it, "t1", script, spec)])
+        await it.stage.started("t1")
+        await appears(it.run_dir("t1") / "stdout")
+        (slurm_id,) = [one for one, _, name in cluster.jobs() if name.startswith("sj-t1-")]
+        assert "TimeLimit=00:01:00" in cluster.run("scontrol", "-o", "show", "job", slurm_id)
+        # what Slurm does 10 s before the end (--signal=B:USR1@10), without the wait
+        cluster.run("scancel", "--signal=USR1", "--batch", slurm_id)
+        ended = await it.stage.ended("t1")
         assert (ended.reason, ended.exit_code) == (Reason.TIME_LIMIT, 0)
-        assert it.stdout("t1") == b"saved\n"
+        assert it.stdout("t1").endswith(b"saved\n")
+
+
+async def test_the_place_in_the_queue_is_told(tmp_path: Path, cluster: Cluster) -> None:
+    async with slurm_scene(tmp_path, cluster) as it:
+        whole = {"slurm": {"nodes": 2, "exclusive": True, "time": 600, "array": False}}
+        for n in range(3):
+            await it.stage.send([job(it, f"q{n}", "exec sleep 60", whole)])
+            await it.stage.until(lambda n=n: any(one.id for one in situations(it, f"q{n}")), "accepted")
+        told = await it.stage.until(
+            lambda: [one for one in situations(it, "q2") if one.position and one.starts_at],
+            "position and start",
+        )
+        assert (told[-1].position, told[-1].queued) == (2, 2)
+        assert told[-1].reason in (Reason.PRIORITY, Reason.RESOURCES)
+        assert told[-1].starts_at > told[-1].at
+        await it.stage.send([it.stage.cancel(f"q{n}", 0.0) for n in range(3)])
+        assert all([(await it.stage.ended(f"q{n}")).stopped for n in range(3)])
+
+
+async def test_a_job_that_leaves_no_record_ends_by_the_accounting(tmp_path: Path) -> None:
+    with cluster_in(tmp_path / "slurm", "accounting=yes", "MinJobAge=2", "nodes=1") as cluster:
+        async with slurm_scene(tmp_path, cluster, settle_secs=1.0) as it:
+            await it.stage.send([job(it, "n1", "exec sleep 600", {"slurm": {"array": False}})])
+            await it.stage.started("n1")
+            owner = slurm_files.owner_of(str(it.run_dir("n1")))
+            assert owner is not None
+            for pid in (owner.pid, *children_of(owner.pid)):  # as by the death of its node
+                os.kill(pid, signal.SIGKILL)
+            ended = await it.stage.ended("n1")
+            assert (ended.began, ended.proof) == (True, "scheduler")
+            assert (ended.exit_code, ended.signal) == (None, 9)
+            assert counters(it)["asks"] >= 1

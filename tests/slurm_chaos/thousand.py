@@ -32,7 +32,9 @@ async def ours(directory: Path, cluster: Cluster, jobs: int, secs: float, query_
     """By an agent, as a site would configure it."""
     reset(cluster)
     began = time.monotonic()
-    async with patient(directory, cluster, secs, query_secs=query_secs, command_secs=60.0) as it:
+    async with patient(
+        directory, cluster, secs, query_secs=query_secs, command_secs=60.0, max_jobs=jobs
+    ) as it:
         await it.stage.send([job(it, f"k{n}", "exit 0") for n in range(jobs)])
         await it.stage.until(lambda: counters(it).get("waiting") == 0 and counters(it).get("submits"), "sent")
         submitted = time.monotonic() - began
