@@ -104,6 +104,10 @@ async def _serve(settings: Settings, store: Store) -> int:
         _log.info("stopping", why=why)
         if not ended.done():
             ended.set_result(status)
+        elif why != "store":
+            # said twice: less patient. What is committed is safe, and nothing else was promised (C14)
+            _log.warning("ending at once", why=why)
+            os._exit(1)
 
     def fatal(error: StoreError) -> None:
         # not one more answer: what is not durable was not promised (C14)

@@ -1,9 +1,11 @@
 """`up` and `down` with everything real: processes come, crash, come back and go; jobs do not notice."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -214,6 +216,25 @@ def test_term_ends_the_doors_and_leaves_the_jobs(house: House) -> None:
     house.up()
     assert house.run("wait", jid).returncode == 0
     assert house.run("logs", jid).stdout == "done\n"
+
+
+def test_a_second_term_ends_a_supervisor_at_once(house: House) -> None:
+    """F009: even one that waits for its store; what was accepted is there, and what runs goes on."""
+    up = house.up()
+    jid = house.run("submit", "--", "sh", "-c", "sleep 4; echo done").stdout.strip()
+    until(lambda: json.loads(house.run("show", jid, "-o", "json").stdout)["state"] == "running", "it runs")
+    pid = house.pid("supervisor")
+    with contextlib.closing(sqlite3.connect(house.root / "jobs.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # nothing can be written, so it cannot end in order
+        refused = subprocess.Popen(house.words("submit", "--", "true"), env=house.environ)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: house.pid("supervisor") != pid, "it is gone while its store is locked")
+    until(lambda: house.run("ps").returncode == 0, "up has started the next one")
+    assert refused.wait(LONG) in (0, 1, 69, 75)
+    assert house.run("wait", jid).returncode == 0
+    assert house.run("logs", jid).stdout == "done\n"
+    assert up.poll() is None
 
 
 def test_when_up_is_killed_its_children_end_too(house: House) -> None:
