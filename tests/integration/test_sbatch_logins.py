@@ -3,8 +3,11 @@
 # ruff: noqa: ASYNC221, ASYNC240 - small files of tests, and nothing else runs meanwhile
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from sirepo_jobs.login import LoginOrder
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import gone
 from tests.bundle_stage import OUT
+from tests.service_stage import eventually
 from tests.sshd_stage import Sshd, SshWorld, ssh_world, sshd_at
 
 pytestmark = pytest.mark.real("sshd")
@@ -221,6 +225,42 @@ async def test_killed_connection_comes_back_and_the_agent_is_the_same(sshd: Sshd
         assert await driver.look(handle) is Fate.ALIVE
         assert driver.view("dev", "ann").counters["connections_lost"] == 1
         await driver.stop(handle, grace_secs=1)
+
+
+async def test_a_connection_that_hangs_is_given_up(sshd: Sshd, tmp_path: Path) -> None:
+    """Nobody hangs up and nobody answers: silence is noticed, and another connection made (F142)."""
+    async with ssh_world(sshd, tmp_path, keepalive_secs=0.3) as world:
+        driver = world.driver()
+        handle = await driver.launch(world.spec("a"))
+        await world.hello("a", 1)
+        stopped = sessions(sshd, "key")
+        assert stopped
+        try:
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            await eventually(lambda: driver.view("dev", "ann").counters.get("connections_lost") == 1)
+            await eventually(lambda: driver.view("dev", "ann").state == "connected")
+        finally:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        # the agent's own line hung with it; it calls over the new one
+        await world.hello("a", 2)
+        await driver.stop(handle, grace_secs=1)
+
+
+async def test_a_host_that_is_away_is_nobodys_fault(sshd: Sshd, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with ssh_world(sshd, tmp_path, port=port) as world:
+        driver = world.driver()
+        with pytest.raises(LaunchError, match=str(port)) as caught:
+            await driver.launch(world.spec("a"))
+        assert (caught.value.reason, caught.value.retry) == (Reason.AGENT_UNREACHABLE, True)
+        assert driver.view("dev", "ann").state == "unreachable"
+        # nobody has to act: it is tried again
+        assert driver.trouble(world.environment()) is None
 
 
 async def test_a_user_who_logged_in_is_asked_again_once(sshd: Sshd, tmp_path: Path) -> None:
