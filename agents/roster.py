@@ -169,7 +169,7 @@ class Roster:
             del self._canceled[key]
             return [self._never(entry, at, "canceled before it arrived")]
         if self.closing:
-            return [self._never(entry, at, "the agent is stopping", reason=Reason.START_FAILED)]
+            return [self._never(entry, at, "the agent is stopping", reason=Reason.DRAINING)]
         if run.standby:
             self._standby[key] = entry
             return []

@@ -100,6 +100,8 @@ class Agent:
         self.ops: dict[int, Op] = {}
         #: How many of them are sent ahead.
         self.standbys = 0
+        #: The last durable record that this connection has brought; None before the first.
+        self.heard: int | None = None
         #: Readings of its files that are under way.
         self.readers = 0
         #: Why it is not there, for people.
@@ -325,6 +327,7 @@ class AgentPool:
         agent.there.set()
         agent.gone.clear()
         agent.away_since = None
+        agent.heard = None
         agent.happen(AgentEvent.CONNECTED)
         if (agent.install, agent.boot_id) != (hello.install, hello.boot_id):
             agent.install, agent.boot_id = hello.install, hello.boot_id
@@ -525,6 +528,13 @@ class AgentPool:
         """End it now, its jobs too; returns when it is gone. Work that waits for it gets a fresh one."""
         agent.leaving = agent.state is not AgentState.OFFLINE
         await self._stop(agent)
+
+    def ending(self, agent: Agent) -> None:
+        """It says that it is ending: it gets nothing more, and a fresh one follows."""
+        if agent.state is AgentState.ONLINE:
+            agent.happen(AgentEvent.DRAIN_ASKED)
+            agent.draining_since = _now()
+            self.bring(agent)
 
     def _drain(self, agent: Agent) -> None:
         agent.happen(AgentEvent.DRAIN_ASKED)

@@ -185,6 +185,8 @@ class AgentTalk:
         last = 0
         agent.heard_at = self._supervisor.loop.time()
         for message in messages:
+            if (seq := getattr(message, "seq", 0)) and not self._is_news(agent, message, seq):
+                continue
             heed = self._hear.get(type(message))
             if heed is None:
                 raise RemoteError(f"{type(message).__name__} is not for now")
@@ -193,9 +195,21 @@ class AgentTalk:
             except Illegal as exc:
                 # the agent's error; the state stands, and repeating the message would not mend it
                 _log.warning("agent said what cannot be", agent=agent.name, why=str(exc))
-            last = getattr(message, "seq", last)
+            last = seq or last
         if last:
             self._supervisor.commits.after(partial(_acknowledge, line, last))
+
+    def _is_news(self, agent: Agent, message: Any, seq: int) -> bool:
+        """Whether a durable record is the next one (C7). Raises `RemoteError` when one before it is missing.
+
+        The end of an attempt may be said again, and is taken as often as it comes.
+        """
+        if agent.heard is not None and seq > agent.heard + 1:
+            raise RemoteError(f"record {seq} came after {agent.heard}: what lies between is missing")
+        if agent.heard is not None and seq <= agent.heard:
+            return isinstance(message, protocol.Exited)
+        agent.heard = seq
+        return True
 
     def _job(self, agent: Agent, message: protocol.Attempt) -> ComputeJob | None:
         """The job that a message speaks of, if it is this agent's to speak of (I26)."""
@@ -221,6 +235,8 @@ class AgentTalk:
             return
         self._learn(agent, job, message)
         if not message.began:
+            if message.reason is Reason.DRAINING:
+                self._supervisor.agents.ending(agent)
             self._not_started(job, message.message, message.reason or Reason.START_FAILED)
             return
         if message.started_at is not None:

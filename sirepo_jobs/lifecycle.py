@@ -306,7 +306,8 @@ def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
     over = replace(job, ended_at=event.at, proof="never_claimed", started_at=None)
     if job.stopping in (Stopping.CANCEL, Stopping.HOLD):
         return _stopped(over, event.at)
-    starts = job.false_starts + (not job.stopping)
+    # an agent that is ending says nothing about the job, however many of them end
+    starts = job.false_starts + (not job.stopping and event.reason is not Reason.DRAINING)
     if event.final or not event.reason.about.retryable or starts >= MAX_STARTS:
         new = replace(over, state=S.ERROR, reason=event.reason, situation=event.message, false_starts=starts)
         return new, (EndAttempt(), Ended())

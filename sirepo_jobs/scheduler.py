@@ -67,8 +67,8 @@ class _Lane:
         self.overflow = False
         self.tail: tuple[int, int] | None = None
         self.loading = False
-        #: An entry was left to the store while a page was being read.
-        self.dropped = False
+        #: The first place of an entry that was left to the store while a page was being read.
+        self.dropped: tuple[int, int] | None = None
         #: `tail` was taken back while a page behind the old one was being read.
         self.shrunk = False
         #: How often other shapes went while this one found no slots.
@@ -167,12 +167,12 @@ class Scheduler:
         if entry.jid in lane.jids:
             return
         if lane.overflow and lane.tail is not None and entry[:2] > lane.tail:
-            lane.dropped = True
+            lane.dropped = min(lane.dropped or entry[:2], entry[:2])
             return
         if not lane.overflow and len(lane.jids) >= self._window:
             tail = self._last(lane)
             if entry[:2] > tail:
-                lane.overflow, lane.tail, lane.dropped = True, tail, True
+                lane.overflow, lane.tail, lane.dropped = True, tail, entry[:2]
                 return
         lane.push(entry)
         if len(lane.jids) > 2 * self._window:
@@ -218,7 +218,7 @@ class Scheduler:
         """
         for user, lane in self._lanes.items():
             if lane.overflow and not lane.loading and len(lane.jids) < max(1, self._window // 2):
-                lane.loading, lane.dropped, lane.shrunk = True, False, False
+                lane.loading, lane.dropped, lane.shrunk = True, None, False
                 yield user, lane.tail
 
     def feed(self, user: str, entries: list[Entry], *, complete: bool) -> None:
@@ -227,12 +227,15 @@ class Scheduler:
         lane.loading = False
         if lane.shrunk:
             return  # the page begins behind rows that are not here any more: `wants` asks anew
+        if (first := lane.dropped) is not None:
+            # the page was read before that one was a row: what stands behind it comes with the next page
+            entries = [entry for entry in entries if entry[:2] < first]
         for entry in entries:
             if entry.jid not in lane.jids:
                 lane.push(entry)
         if entries:
             lane.tail = max(entries)[:2]
-        if complete and not lane.dropped:
+        if complete and lane.dropped is None:
             lane.overflow, lane.tail = False, None
         self._drop_if_empty(user, lane)
 
@@ -339,7 +342,7 @@ class Scheduler:
     def _shrink(self, lane: _Lane) -> None:
         kept = lane.entries()[: self._window]
         lane.keep(kept)
-        lane.overflow, lane.tail, lane.dropped, lane.shrunk = True, kept[-1][:2], True, True
+        lane.overflow, lane.tail, lane.shrunk = True, kept[-1][:2], True
 
     def _drop_if_empty(self, user: str, lane: _Lane) -> None:
         if not lane.jids and not lane.overflow and not lane.loading and not lane.cpus:

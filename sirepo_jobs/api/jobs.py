@@ -206,6 +206,7 @@ class Job(Handler):
             except Illegal as exc:
                 raise Conflict(str(exc)) from None
             await self.supervisor.commits.durable()
+            await job.settled()  # it may have gone on while that was written down
             self.answer(self.view(job))
 
 
@@ -223,6 +224,7 @@ class Verb(Handler):
                 except Illegal:
                     raise _cannot(job, verb) from None
             await self.supervisor.commits.durable()
+            await job.settled()  # it may have gone on while that was written down
             self.answer(self.view(job))
 
     def _event(self, job: ComputeJob, verb: str) -> Event:
@@ -274,6 +276,7 @@ class Signal(Handler):
             if job.record.state is not after:
                 raise _cannot(job, verb)
             await self.supervisor.commits.durable()
+            await job.settled()  # it may have gone on while that was written down
             self.answer(self.view(job))
 
     async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:

@@ -343,3 +343,19 @@ def test_a_page_behind_rows_that_were_left_out_meanwhile_is_not_taken() -> None:
         rows.rows.discard(item)
         ran.append(item.jid)
     assert len(ran) == 16
+
+
+def test_one_that_came_while_a_page_was_read_is_not_behind_that_page() -> None:
+    """Found by simulation: the page ends with a row of low priority, the newcomer belongs before it."""
+    scheduler = Scheduler(window=1)
+    scheduler.add(entry(1, priority=5))
+    scheduler.add(entry(2, priority=1))
+    assert jids(scheduler) == ["J1"]
+    ((user, after),) = scheduler.wants()
+    scheduler.add(entry(3, priority=5))  # while the page is on its way
+    scheduler.feed(user, [entry(2, priority=1)], complete=True)
+    ((user, after),) = scheduler.wants()
+    assert after is not None
+    assert entry(3, priority=5)[:2] > after, "it would be read never"
+    scheduler.feed(user, [entry(3, priority=5), entry(2, priority=1)], complete=True)
+    assert jids(scheduler) == ["J3", "J2"]
