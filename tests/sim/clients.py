@@ -44,6 +44,8 @@ class Order(Struct, frozen=True, omit_defaults=True):
     batch: int = 0
     command: str = PROGRAM
     progress: bool = False
+    on_lost: str = "wait"
+    lost_after: float | None = None
 
 
 class Wish(Struct, frozen=True, omit_defaults=True):
@@ -354,4 +356,6 @@ def _spec(order: Order) -> JobSpec:
         max_attempts=order.max_attempts,
         priority=order.priority,
         progress="jsonl" if order.progress else None,
+        on_lost=order.on_lost,  # type: ignore[arg-type]
+        lost_after=order.lost_after,
     )

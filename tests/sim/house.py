@@ -11,6 +11,7 @@ from sirepo_jobs.agent_talk import AgentTalk
 from sirepo_jobs.driver import AgentSpec, Fate, Handle
 from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.intake import Intake
+from sirepo_jobs.leases import Leases
 from sirepo_jobs.op import Need
 from sirepo_jobs.resources import Resources
 from sirepo_jobs.supervisor import Supervisor
@@ -32,6 +33,7 @@ class SimDriver:
     name = "local"
     launch_secs = 10.0
     remote = False
+    jobs_outlive_agent = True
 
     def __init__(self, house: "House") -> None:
         self._house = house
@@ -133,6 +135,7 @@ class Node:
         house.world.note("recovered", self.store.epoch, active)
         self.is_serving = True
         supervisor.tasks.ensure("sweep", self._sweep)
+        supervisor.tasks.ensure("leases", Leases(supervisor, self.talk).watch)
         try:
             why = await self.ended
             house.world.note("stopping", self.store.epoch, why)
@@ -159,6 +162,7 @@ class Node:
             wake=supervisor.wake_agent,
             is_wanted=lambda agent: supervisor.ops.waiting_for((Need.AGENT, agent.key)) > 0,
             out_of_reach=lambda agent: self.talk.out_of_reach(agent),
+            refused=supervisor.agent_refused,
         )
 
     def stop(self, why: str) -> None:

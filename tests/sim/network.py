@@ -210,6 +210,18 @@ class Client:
             await self._news
         return self._inbox.popleft()
 
+    async def ping(self) -> asyncio.Future[None]:
+        """The future of its answer, which comes unless the network or the supervisor stands still."""
+        answer = asyncio.get_running_loop().create_future()
+        network = self._wire.network
+        self._wire.world.after(network.delay() + network.delay(), self._pong, answer)
+        return answer
+
+    def _pong(self, answer: asyncio.Future[None]) -> None:
+        wire = self._wire
+        if not answer.done() and not wire.is_silent and wire.supervisor_open and wire.node.proc.state == "R":
+            answer.set_result(None)
+
     def hear(self, data: bytes) -> None:
         self._inbox.append(data)
         self._wake()

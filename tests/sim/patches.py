@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from sirepo_jobs import agent_line, agent_pool, agent_talk, supervisor
+from sirepo_jobs import agent_line, agent_pool, agent_talk, leases, supervisor
 from sirepo_jobs import tasks as tasks_module
 from sirepo_jobs.agents import (
     agent,
@@ -107,12 +107,14 @@ def inside(world: World) -> Iterator[None]:
         (birth, "set_mark", the_process.set_mark),
         (agent, "RunFiles", _RunFiles),
         (agent, "_log", lambda text: world.log(world.current, text)),
-        *((room, "_log", _Silence()) for room in (agent_line, agent_pool, agent_talk, supervisor)),
+        *((room, "_log", _Silence()) for room in (agent_line, agent_pool, agent_talk, leases, supervisor)),
         (tasks_module, "_log", _TaskLog()),
         (time, "time_ns", lambda: _time_ns(world)),
         (time, "time", lambda: _time_ns(world) / 1e9),
         (time, "monotonic", lambda: world.now),
+        (time, "clock_gettime", lambda _clock: world.now),
         (time, "sleep", _no_sleep),
+        (nursery, "oom", SimpleNamespace(kills=lambda: 0)),
         (os, "urandom", world.random_bytes),
         (random, "random", world.random),
         *agents_model.REPLACED,

@@ -123,8 +123,11 @@ def _order(dice: random.Random, users: list[str], cpus: int, span: float) -> Ord
         leaves=leaves,
         good_from=dice.choice((1, 1, 1, 2)),
     )
+    on_lost = dice.choice(("wait", "wait", "wait", "requeue", "fail"))
     return Order(
         plan=plan,
+        on_lost=on_lost,
+        lost_after=None if on_lost == "wait" else dice.choice((1.0, 5.0, 20.0)),
         user=dice.choice(users),
         cpus=dice.randint(1, cpus) if dice.random() < 0.3 else 1,
         at=span * dice.random() if dice.random() < 0.7 else 0.0,

@@ -19,7 +19,7 @@ from tests.sim.host import Host, Proc
 from tests.sim.program import PROGRAM, Program, plan_of
 from tests.sim.world import World
 
-_RUSAGE = SimpleNamespace(ru_utime=0.5, ru_stime=0.25, ru_maxrss=1000)
+_RUSAGE = SimpleNamespace(ru_utime=0.5, ru_stime=0.25, ru_maxrss=1000, ru_inblock=0, ru_oublock=0)
 _SOCKET_BYTES = 212_992
 
 
@@ -400,6 +400,9 @@ class Process:
     def started_mono(self, pid: int) -> float:
         proc = self._host.procs.get(pid)
         return self._world.now if proc is None else (proc.start // 1000) / 100
+
+    def boot_secs(self) -> float:
+        return self._world.now
 
     def boot_id(self) -> str:
         return self._host.boot_id
