@@ -15,11 +15,13 @@ FLUSH_SECS = 5.0
 class Inode:
     """A regular file."""
 
-    __slots__ = ("data", "mode", "number", "synced", "touched_at")
+    __slots__ = ("allocated", "data", "mode", "number", "synced", "touched_at")
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
         self.data = bytearray()
+        #: Space that is set aside for it.
+        self.allocated = 0
         #: So many bytes are on the disk.
         self.synced = 0
         self.touched_at = now
@@ -49,9 +51,15 @@ class Files:
         self._last = 1
         self.full = False
         self.broken = False
+        #: Bytes that were given back since the disk is full.
+        self._spare = 0
 
-    def _room(self) -> None:
-        if self.full:
+    def _room(self, count: int = 1) -> None:
+        if not self.full:
+            self._spare = 0
+        elif self._spare >= count:
+            self._spare -= count
+        else:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def make(self, path: str, now: float) -> Inode:
@@ -64,7 +72,7 @@ class Files:
         return inode
 
     def write(self, inode: Inode, data: bytes, now: float) -> int:
-        self._room()
+        self._room(len(data))
         inode.data += data
         inode.touched_at = now
         return len(data)
@@ -113,8 +121,13 @@ class Files:
     def unlink(self, path: str) -> None:
         if path not in self.files:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-        del self.files[path]
+        self._spare += self.files.pop(path).allocated
         self._young.pop(path, None)
+
+    def allocate(self, inode: Inode, count: int) -> None:
+        """Set space aside."""
+        self._room(count)
+        inode.allocated = count
 
     def rmdir(self, path: str) -> None:
         if path not in self.dirs:

@@ -231,6 +231,9 @@ class Os:
             return len(data)
         return self._files.write(self._inode(fd), bytes(data), self._world.now)
 
+    def posix_fallocate(self, fd: int, _offset: int, count: int) -> None:
+        self._files.allocate(self._inode(fd), count)
+
     def fsync(self, fd: int) -> None:
         what = self._inode(fd)
         if isinstance(what, str):
