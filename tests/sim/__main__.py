@@ -13,7 +13,7 @@ from tests.sim.run import Result, lines, run, run_seed, shrink
 from tests.sim.scenario import draw
 
 #: Seeds per piece of work.
-_BATCH = 100
+_BATCH = 50
 
 
 def main() -> int:
@@ -28,17 +28,18 @@ def main() -> int:
         "--shrink", metavar="SEED", type=int, help="find a smaller story that goes wrong the same way"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument("--first", action="store_true", help="end with the first violation")
     parser.add_argument("--show", type=int, default=20, help="violations to print (20)")
     args = parser.parse_args()
     if args.seeds:
         first, _, last = args.seeds.partition(":")
-        return _many(int(first), int(last), args.jobs, args.show)
+        return _many(int(first), int(last), args.jobs, args.show, stop=args.first)
     if args.replay is not None:
         return _replay(args.replay)
     return _shrink(args.shrink)
 
 
-def _many(first: int, last: int, jobs: int, show: int) -> int:
+def _many(first: int, last: int, jobs: int, show: int, *, stop: bool) -> int:
     began = time.perf_counter()
     faults: Counter[str] = Counter()
     broken: list[tuple[int, list[str]]] = []
@@ -59,6 +60,9 @@ def _many(first: int, last: int, jobs: int, show: int) -> int:
                 broken.append((seed, violations))
                 if len(broken) <= show:
                     print(f"seed {seed}: {violations[0]}", flush=True)
+            if stop and broken:
+                pool.terminate()
+                break
             if done % 10_000 < count:
                 _say(done, last - first, len(broken), began, cpu_secs)
     print(f"seeds {first}:{last}, {len(broken)} with violations: {sorted(seed for seed, _ in broken)[:50]}")

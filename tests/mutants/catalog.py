@@ -1,0 +1,326 @@
+"""Seeded bugs, as data: what a tired programmer could have written, and which harness must say so (F158).
+
+Each changes one text that stands exactly once in its file. `SIM` means the simulation; anything else is what
+pytest is given. `bin/mutants` applies each to a copy of the tree.
+"""
+
+from typing import Final, NamedTuple
+
+SIM: Final = "sim"
+
+
+class Mutant(NamedTuple):
+    """One bug."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    caught_by: str = SIM
+
+
+MUTANTS: Final = (
+    # -- what is promised before it is true
+    Mutant(
+        "accepted before it is durable",
+        "sirepo_jobs/intake.py",
+        '            await self._supervisor.commits.durable()\n            failpoints.hit("submit.after_commit")',
+        '            failpoints.hit("submit.after_commit")',
+    ),
+    Mutant(
+        "records acknowledged before their commit",
+        "sirepo_jobs/agent_talk.py",
+        "self._supervisor.commits.after(partial(_acknowledge, line, last))",
+        "line.acknowledge(last)",
+    ),
+    Mutant(
+        "sent before the intent is durable",
+        "sirepo_jobs/supervisor.py",
+        "run_dir=run_dir, lease_secs=lease_secs))\n"
+        "        self.commits.after(partial(self.send_run, job, job.record.attempt))",
+        "run_dir=run_dir, lease_secs=lease_secs))\n        self.send_run(job, job.record.attempt)",
+    ),
+    Mutant(
+        "records told before they are on disk",
+        "agents/outbox.py",
+        "if kept.seq > self._synced or (records and size > max_bytes):",
+        "if records and size > max_bytes:",
+        "tests/unit/test_agent_roster.py",
+    ),
+    Mutant(
+        "events shown before they are durable",
+        "sirepo_jobs/supervisor.py",
+        "        self.commits.unit.events.append(row)\n",
+        "        self.commits.unit.events.append(row)\n        self.events.publish([row])\n",
+    ),
+    # -- slots
+    Mutant(
+        "a slot is given back twice",
+        "sirepo_jobs/slots.py",
+        "        need = self._held.pop(holder, None)\n",
+        "        need = self._held.get(holder)\n",
+        "tests/unit/test_slots_scheduler.py",
+    ),
+    Mutant(
+        "a slot is never given back",
+        "sirepo_jobs/op.py",
+        "            op.pool.give_back(op)\n            self.wake",
+        "            self.wake",
+    ),
+    Mutant(
+        "nobody is woken when slots are free",
+        "sirepo_jobs/op.py",
+        "            op.pool.give_back(op)\n            self.wake((Need.CPUS, op.pool.name))",
+        "            op.pool.give_back(op)",
+    ),
+    Mutant(
+        "slots are taken though they are not free",
+        "sirepo_jobs/slots.py",
+        "        if not need.fits(self.free):\n            return False\n        self.adopt",
+        "        self.adopt",
+    ),
+    Mutant(
+        "what runs after a restart holds nothing",
+        "sirepo_jobs/supervisor.py",
+        "            self.adopt(job, agent, standby=job.record.started_at is None)\n",
+        "            self.adopt(job, agent, standby=True)\n",
+    ),
+    Mutant(
+        "a successor's slots are booked for nobody",
+        "sirepo_jobs/agent_talk.py",
+        "                self._supervisor.ops.own(job.op)  # it runs",
+        "                pass  # it runs",
+    ),
+    Mutant(
+        "a run dir stays taken",
+        "sirepo_jobs/op.py",
+        "            del self._run_dirs[op.jid]\n",
+        "",
+    ),
+    Mutant(
+        "a standby op is counted for ever",
+        "sirepo_jobs/op.py",
+        "            op.standby = False\n            op.place.standbys -= 1\n",
+        "            op.standby = False\n",
+    ),
+    # -- fences
+    Mutant(
+        "epoch and session are not looked at",
+        "sirepo_jobs/agent_line.py",
+        "elif (frame.epoch, frame.session) != (self._supervisor.store.epoch, self.session):",
+        "elif False:",
+    ),
+    Mutant(
+        "the agent listens to old sessions",
+        "agents/session.py",
+        "        if (word.session, word.epoch) != (self._session, self._epoch) or not (word.msgs or word.notes):\n"
+        "            return\n",
+        "",
+    ),
+    Mutant(
+        "a stale attempt is accepted",
+        "sirepo_jobs/lifecycle.py",
+        '    if event.serial == job.serial and event.attempt == job.attempt:\n        return ""\n',
+        '    return ""\n',
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "the directory is no fence",
+        "agents/birth.py",
+        "    except FileExistsError:\n        return False\n    return True",
+        "    except FileExistsError:\n        return True\n    return True",
+        "tests/integration/test_launcher_crash.py tests/integration/test_launcher_jobs.py",
+    ),
+    Mutant(
+        "a known attempt is begun again",
+        "agents/roster.py",
+        '        if entry is not None:\n            return [TellAgain(key)] if entry.state == "ended" else []\n',
+        '        if entry is not None and entry.state == "ended":\n            return [TellAgain(key)]\n',
+    ),
+    Mutant(
+        "the end is final no more",
+        "sirepo_jobs/lifecycle.py",
+        "        if job.state in FINAL and event.fenced:\n",
+        "        if job.state in FINAL and event.fenced and not isinstance(event, Exited):\n",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "any agent may speak of any job",
+        "sirepo_jobs/agent_talk.py",
+        "job.record.state not in HELD_BY_AGENT or job.record.agent != agent.name:",
+        "job.record.state not in HELD_BY_AGENT:",
+        "tests/integration/test_supervisor_races.py tests/integration/test_supervisor.py",
+    ),
+    Mutant(
+        "an agent that came back without records is told to run again",
+        "sirepo_jobs/agent_talk.py",
+        "                if fresh:\n                    self._lost",
+        "                if False:\n                    self._lost",
+    ),
+    Mutant(
+        "what is canceled starts after all",
+        "agents/roster.py",
+        "        if key in self._canceled:\n",
+        "        if False:\n",
+        "tests/unit/test_agent_roster.py",
+    ),
+    Mutant(
+        "a record twice is news",
+        "sirepo_jobs/agent_talk.py",
+        "            return isinstance(message, protocol.Exited)\n",
+        "            return True\n",
+    ),
+    Mutant(
+        "a gap in the records is no matter",
+        "sirepo_jobs/agent_talk.py",
+        "        if agent.heard is not None and seq > agent.heard + 1:",
+        "        if False:",
+        "tests/integration/test_supervisor_races.py",
+    ),
+    # -- the outbox and the journal
+    Mutant(
+        "an outbox with a gap",
+        "agents/outbox.py",
+        "        self._sent = self.acked\n",
+        "        self._sent = max(self.acked, self._sent)\n",
+    ),
+    Mutant(
+        "the process is asked for before the intent",
+        "agents/desk.py",
+        "        self._journal.intend(intent)\n",
+        "",
+    ),
+    Mutant(
+        "acknowledged records are said again after a crash",
+        "agents/journal.py",
+        "        while past.kept and past.kept[0][0].seq <= past.acked:\n            past.kept.popleft()\n",
+        "",
+    ),
+    Mutant(
+        "a torn line is believed",
+        "agents/journal.py",
+        '        if len(line) < 11 or b"%08x" % zlib.crc32(line[9:]) != line[:8]:\n            break\n',
+        "",
+        "tests/unit/test_agent_journal.py",
+    ),
+    Mutant(
+        "an attempt is forgotten before its end is acknowledged",
+        "agents/journal.py",
+        "        past.kept.append((Kept(record.seq, payload, key if isinstance(record, Exited) else None), record))",
+        "        past.kept.append((Kept(record.seq, payload, None), record))",
+    ),
+    Mutant(
+        "the numbers begin anew after a crash",
+        "agents/journal.py",
+        "        past.last_seq = record.seq\n",
+        "",
+    ),
+    # -- truth
+    Mutant(
+        "a killed launcher's attempts are called successful",
+        "agents/recovery.py",
+        '            proof="boot_changed" if self._rebooted else "launcher_lost",',
+        '            exit_code=0,\n            proof="wait_status",',
+    ),
+    Mutant(
+        "what was killed is called by its exit record",
+        "agents/recovery.py",
+        "        if self._rebooted or not self._open:\n            return False\n",
+        "        return False\n",
+    ),
+    Mutant(
+        "old spawners are not waited for",
+        "agents/recovery.py",
+        "        if not self._hunt() and not self._old_spawners():",
+        "        if not self._hunt():",
+        "tests/integration/test_launcher_crash.py",
+    ),
+    Mutant(
+        "leftovers live on",
+        "agents/nursery.py",
+        "                remaining.add(owner.ticket)\n                _kill_leftover(pid)",
+        "                pass",
+    ),
+    Mutant(
+        "a signal is an exit code",
+        "agents/nursery.py",
+        "        signal=-code if code < 0 else None,",
+        "        signal=None,",
+    ),
+    Mutant(
+        "whatever ends after a cancel is canceled",
+        "sirepo_jobs/lifecycle.py",
+        "    if job.stopping and event.stopped and event.reason is not Reason.TIME_LIMIT:",
+        "    if job.stopping:",
+    ),
+    Mutant(
+        "we end it, and it is not said",
+        "agents/nursery.py",
+        "        child.stopped = True\n        child.reason = reason\n",
+        "        child.reason = reason\n",
+    ),
+    Mutant(
+        "a silent agent's jobs have failed",
+        "sirepo_jobs/lifecycle.py",
+        "    return replace(job, state=S.LOST, reason=event.reason, situation=event.message), ()",
+        "    return replace(job, state=S.ERROR, reason=event.reason, situation=event.message), ()",
+        "tests/unit/test_lifecycle.py",
+    ),
+    # -- nobody is forgotten
+    Mutant(
+        "what was said to a lost connection is not said again",
+        "sirepo_jobs/agent_talk.py",
+        "                    self._supervisor.commits.after(partial(self._supervisor.send_run, job, record.attempt))\n",
+        "",
+    ),
+    Mutant(
+        "a cancel is not repeated to an agent that comes back",
+        "sirepo_jobs/agent_talk.py",
+        "        if job.record.stopping:\n            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)\n        elif",
+        "        if job.record.stopping:\n            pass\n        elif",
+    ),
+    Mutant(
+        "one that came while a page was read is forgotten",
+        "sirepo_jobs/scheduler.py",
+        "            entries = [entry for entry in entries if entry[:2] < first]\n",
+        "            pass\n",
+        "tests/unit/test_slots_scheduler.py",
+    ),
+    Mutant(
+        "the queue is not read after a restart",
+        "sirepo_jobs/supervisor.py",
+        "            self.scheduler.expect_rows(user)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a job that failed is not queued again",
+        "sirepo_jobs/lifecycle.py",
+        "        return replace(new, failures=failures), (EndAttempt(), Enqueue())",
+        "        return replace(new, failures=failures), (EndAttempt(),)",
+    ),
+    Mutant(
+        "a reader is not taken up again after a cut",
+        "sirepo_jobs/output.py",
+        "            else:\n                self.open(reading)",
+        "            else:\n                pass",
+    ),
+    Mutant(
+        "chunks that do not fit are taken",
+        "sirepo_jobs/output.py",
+        "or reading.agent is not agent or offset != reading.offset:",
+        "or reading.agent is not agent:",
+    ),
+    Mutant(
+        "a full disk keeps the launcher busy",
+        "agents/desk.py",
+        "        return self._next_sync if self._outbox.unsynced and not self.disk_full else None",
+        "        return self._next_sync if self._outbox.unsynced else None",
+    ),
+    Mutant(
+        "an agent that ends costs jobs their starts",
+        "sirepo_jobs/lifecycle.py",
+        "(not job.stopping and event.reason is not Reason.DRAINING)",
+        "(not job.stopping)",
+        "tests/unit/test_lifecycle.py",
+    ),
+)
