@@ -330,12 +330,15 @@ class Book:
     def _note_owner(self, attempt: Attempt, owner: slurm_files.Owner) -> None:
         """The job that has the claim is the right one, whatever sbatch said."""
         submission = attempt.submission
-        if submission is None or not owner.slurm_id:
+        if not owner.slurm_id:
             return
         if owner.slurm_id != attempt.life.slurm_id:
             with contextlib.suppress(OSError):
-                job = slurm_files.SlurmJob(token=submission.token, slurm_id=owner.slurm_id)
+                token = "" if submission is None else submission.token
+                job = slurm_files.SlurmJob(token=token, slurm_id=owner.slurm_id)
                 slurm_files.put(f"{attempt.path}/slurm.json", job)
+        if submission is None:
+            return
         batch = slurm_batch.found(submission.batch, owner.slurm_id.partition("_")[0])
         if batch is not submission.batch:
             self.move(submission, batch)

@@ -1,4 +1,4 @@
-"""`bin/slurm-chaos ambiguous|blackouts|cost [JOBS]`: tests/integration/test_slurm_chaos.py at length."""
+"""`bin/slurm-chaos ambiguous|kills|blackouts|cost [JOBS]`: test_slurm_chaos.py at length."""
 
 import asyncio
 import sys
@@ -10,14 +10,15 @@ from tests.slurm_chaos import ambiguous, blackouts, thousand
 from tests.slurm_stage import cluster_in
 
 #: Of each profile, unless said otherwise.
-JOBS = {"ambiguous": 300, "blackouts": 200, "cost": 1000}
+JOBS = {"ambiguous": 300, "kills": 60, "blackouts": 200, "cost": 1000}
 
 
 async def _run(profile: str, jobs: int, directory: Path) -> bool:
     options = {"blackouts": ["nodes=4", "MinJobAge=2"], "cost": ["nodes=8"]}.get(profile, ["nodes=4"])
     with cluster_in(directory / "slurm", *options) as cluster:
-        if profile == "ambiguous":
-            told: Any = await ambiguous.run(directory, cluster, jobs, 900.0)
+        if profile in ("ambiguous", "kills"):
+            kills = 10 if profile == "kills" else 0
+            told: Any = await ambiguous.run(directory, cluster, jobs, 900.0, kills=kills)
             _print(told)
             return bool(told.executions == {1: jobs} and not told.wrong_ids and not told.wrong_ends)
         if profile == "blackouts":
