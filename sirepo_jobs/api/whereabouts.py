@@ -26,8 +26,11 @@ async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tupl
         )
     if attempt == 0:
         return None
-    if attempt == record.attempt and record.state is not State.PENDING:
-        if not record.run_dir or not record.agent or not _may_have_files(record):
+    if record.state is State.PURGED:
+        return None
+    # a job that waits for its next attempt has no agent, also when it ends without getting one
+    if attempt == record.attempt and record.run_dir and record.agent:
+        if not _may_have_files(record):
             return None
         return record.run_dir, record.agent, record.started_at is not None
     await supervisor.commits.durable()

@@ -12,7 +12,7 @@ from sirepo_jobs.errors import Error
 _FIRST_PAUSE_SECS = 0.2
 _LONGEST_PAUSE_SECS = 10.0
 #: Whoever lived so long was well; its next restart is quick again.
-_WELL_SECS = 30.0
+_WELL_SECS = 5.0
 
 
 class NotStarted(Error):

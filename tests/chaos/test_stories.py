@@ -53,6 +53,31 @@ def test_output_of_an_attempt_without_files_is_empty(here: World) -> None:
         assert b"".join(client.logs(job.jid)) == b""
 
 
+def test_output_of_a_job_that_was_canceled_while_it_waited_for_its_next_attempt(here: World) -> None:
+    """I13: the attempt that was over had no place any more, and its output was empty (chaos, seed 101)."""
+    key = f"{here.path.name}-again"
+    plan = Plan(out=5000, msecs=60_000, cpus=here.cpus)
+    blocker = {"command": ["sleep", "60"], "resources": {"cpus": here.cpus}}
+    expected = stream(key, 1, "stdout", plan.out)
+    with contextlib.closing(here.client(direct=True)) as client:
+        jid = client.submit(plan.spec(key, here.witness)).jid
+        eventually(lambda: b"".join(client.logs(jid)) == expected, 30, "it has written")
+        # More than one, because the next in line are sent ahead to the agent.
+        others = [one.jid for one in client.submit([blocker] * 6)]
+        client.hold(jid)
+        eventually(lambda: client.get(others[0]).state == "running", 30, "another one has its place")
+        assert client.get(jid).state == "held"
+        assert b"".join(client.logs(jid)) == expected
+        assert client.release(jid).state == "pending"
+        assert b"".join(client.logs(jid)) == expected
+        assert client.cancel(jid).state == "canceled"
+        assert b"".join(client.logs(jid)) == expected
+        for other in reversed(others):
+            client.cancel(other)
+        for other in others:
+            client.wait(other, timeout=60)
+
+
 @pytest.mark.parametrize("ways", [{"up", "down"}, {"up"}, {"down"}], ids=["both", "up", "down"])
 def test_a_silent_connection_is_noticed_within_two_heartbeats(here: World, ways: set[str]) -> None:
     """F061, F062: nothing passes, nobody is told; both ends notice and the agent calls again."""
