@@ -28,6 +28,10 @@ from sirepo_jobs.protocol import MAX_MESSAGE_BYTES, Stop
 #: Back-off between connections, with full jitter.
 FIRST_SECS: Final = 0.05
 LAST_SECS: Final = 5.0
+#: A supervisor on this host is asked so often, as long as it has been away for less than so long: nobody
+#: else crowds there, and it is back within a second or two.
+NEAR_SECS: Final = 0.3
+SOON_SECS: Final = 60.0
 #: Without a supervisor for so long, an agent that holds nothing ends.
 ORPHAN_SECS: Final = 600.0
 PING_SECS: Final = 20
@@ -44,6 +48,7 @@ class Agent:
         self._attempts = Attempts(RunFiles(spec.run_root))
         self._link = Link(lane, self._hear)
         self._session: Session | None = None
+        self._is_near = spec.url.startswith("unix:")
 
     async def run(self) -> None:
         """Until the launcher is gone."""
@@ -86,7 +91,8 @@ class Agent:
             if time.monotonic() - in_touch > ORPHAN_SECS:
                 # The launcher does so only if it holds nothing.
                 self._link.say(FromRelay(msgs=[Stop()]))
-            await asyncio.sleep(random.random() * min(LAST_SECS, FIRST_SECS * 2 ** min(tries, 20)))
+            last = NEAR_SECS if self._is_near and time.monotonic() - in_touch < SOON_SECS else LAST_SECS
+            await asyncio.sleep(random.random() * min(last, FIRST_SECS * 2 ** min(tries, 20)))
             tries += 1
 
     async def _connect(self) -> ClientConnection:

@@ -264,16 +264,19 @@ class Desk:
             if isinstance(word, Over):
                 self.over(word)
             elif isinstance(word, Spawned):
-                self._do(self._roster.spawned(word.ticket, word.pid, word.start, word.at))
-                intent = self._intents.get(word.ticket)
-                if intent is not None:
-                    self._intents[word.ticket] = msgspec.structs.replace(
-                        intent, pid=word.pid, start=word.start, started_at=word.at
-                    )
+                self._born(word)
             elif isinstance(word, Dropped):
                 self._dropped(word.ticket, lost=False)
             elif isinstance(word, Paused):
                 self._do(self._roster.paused(word.ticket, word.at, on=word.on))
+
+    def _born(self, word: Spawned) -> None:
+        self._do(self._roster.spawned(word.ticket, word.pid, word.start, word.at))
+        intent = self._intents.get(word.ticket)
+        if intent is not None:
+            self._intents[word.ticket] = msgspec.structs.replace(
+                intent, pid=word.pid, start=word.start, started_at=word.at
+            )
 
     def over(self, over: Over) -> None:
         """An attempt is over."""
@@ -313,6 +316,10 @@ class Desk:
         child.reason = Reason.TIME_LIMIT if line.overdue else None
         if line.pid and line.status is None and process.is_child(line.pid):
             self._nursery.take(child)
+            # Its spawner may not have told of the birth any more.
+            self._born(
+                Spawned(ticket=child.ticket, pid=line.pid, start=start_of(line.pid), at=line.started_at)
+            )
             entry = self._roster.of_ticket(spawn.ticket)
             if entry is not None and entry.stopping is not None:
                 self._nursery.stop(spawn.ticket, entry.stopping)

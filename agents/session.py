@@ -182,6 +182,8 @@ class Session:
                 async with asyncio.timeout(self._heartbeat_secs):
                     await answer
             except TimeoutError:
+                # A closing handshake would only be waited for.
+                self._connection.transport.abort()
                 raise TimeoutError(f"no sign of life for {2 * self._heartbeat_secs:g} s") from None
 
     async def _tell_progress(self) -> None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from typing import Final
 
+from sirepo_jobs import failpoints
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.birth import Births, Busy, never
 from sirepo_jobs.agents.lane import Lane
@@ -250,6 +251,7 @@ class Spawner:
                 self._begin(spawn, tries)
 
     def _tell_birth(self, child: Child) -> None:
+        failpoints.hit("birth.untold")
         stat = process.stat_of(child.pid)
         if stat is not None:
             self._say(Spawned(ticket=child.ticket, pid=child.pid, start=stat.start, at=child.started_at))

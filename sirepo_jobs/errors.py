@@ -117,6 +117,8 @@ class StoreError(Error):
     """The store cannot be used; the message says why and what to do."""
 
     code = "store_error"
+    #: It is mended, or the next supervisor has a store that works: to be asked again.
+    http_status = 503
 
 
 class StoreLocked(StoreError):

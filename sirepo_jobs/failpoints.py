@@ -33,6 +33,7 @@ POINTS: Final[dict[str, str]] = {
     "birth.dir_made": "the attempt's directory is there, nothing in it",
     "birth.files_made": "its files are there, no process",
     "birth.spawned": "the process is there, and not on the slate",
+    "birth.untold": "the process has lived for some milliseconds, the launcher is not told",
     "nursery.reaped": "its wait status is taken, and not on the slate",
     "exit_file.before_rename": "the exit record is written beside its place",
     "exit_file.in_place": "the exit record is there, the launcher is not told",

@@ -11,7 +11,7 @@ from sirepo_jobs.errors import Error
 
 _FIRST_PAUSE_SECS = 0.2
 _LONGEST_PAUSE_SECS = 10.0
-#: Whoever lived so long was well; its next restart is quick again.
+#: Whoever lived so long was well; it is started again at once.
 _WELL_SECS = 5.0
 
 
@@ -89,12 +89,12 @@ class Child:
             since = time.monotonic()
             status = await process.wait()
             if time.monotonic() - since > _WELL_SECS:
-                pause = _FIRST_PAUSE_SECS
+                pause = 0.0
             print(
                 f"sirepo-jobs: the {self.name} ended with status {status}; starting it again", file=sys.stderr
             )
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECS)
+            pause = min(max(pause * 2, _FIRST_PAUSE_SECS), _LONGEST_PAUSE_SECS)
             process = await self._spawn()
 
 

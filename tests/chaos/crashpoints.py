@@ -1,8 +1,8 @@
 """A crash at every system call: of each process, in each scenario, one run for each point (Must show 3).
 
 Into a service that runs, a scenario is played while `strace` kills one thread's process at its N-th system
-call of each kind, for N = 1, 2, 3, ... until the scenario ends untouched. Then the service must come back by itself, and
-what was promised must have been kept. `bin/crashpoints` runs them all.
+call of each kind, for N = 1, 2, 3, ... until the scenario ends untouched. Then the service must come back by
+itself, and what was promised must have been kept. `bin/crashpoints` runs them all.
 """
 
 import argparse
@@ -55,9 +55,13 @@ class Scene:
         self._fifos: dict[str, int] = {}
         self._log = (self.world.path / "up.log").open("ab")
         self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.zygote", str(self.world.root)], env=self.world.environ, stdin=subprocess.DEVNULL,
-            stderr=self._log, cwd=Path(__file__).parents[2], start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.chaos.zygote", str(self.world.root)],
+            env=self.world.environ,
+            stdin=subprocess.DEVNULL,
+            stderr=self._log,
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
         # The first job brings the agent.
         self.end(self.submit())
 
@@ -72,6 +76,20 @@ class Scene:
             os.close(fd)
         self._log.close()
         self.world.close()
+
+    def evidence(self) -> str:
+        """What there is to look at when something went wrong."""
+        said = [self.world.log()]
+        for path in self.world.root.glob("agents/*/launcher.log"):
+            said.append(path.read_text(errors="replace")[-3000:])
+        for path in self.world.root.glob("agents/*/journal"):
+            said.append(path.read_text(errors="replace")[-3000:])
+        for role in ("supervisor", "launcher", "spawner", "agent"):
+            for pid in self.world.pids(role):
+                status = Path(f"/proc/{pid}/status").read_text()
+                times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                said.append(f"{role} {pid}: {status.splitlines()[2]}, ticks {times}")
+        return "\n".join(said)
 
     # -- asking
 
@@ -302,7 +320,7 @@ def explore(
     step: int = 1,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, list[Wrong]]:
-    """Every `step`-th point of one scenario and target; how many there were that killed, and what was wrong."""
+    """Every `step`-th point of one scenario and target; how many killed somebody, and what was wrong."""
     points, seen, found = 0, 0, []
     for name in _names(scene, scenario, target):
         untouched, point = 0, 1
@@ -312,7 +330,11 @@ def explore(
                 # Left out: it counts as one that killed while the record has so many.
                 untouched += _names_seen[scenario, target][name] < point
             else:
-                killed, wrong = play(scene, scenario, target, name, point)
+                try:
+                    killed, wrong = play(scene, scenario, target, name, point)
+                except BaseException:
+                    tell(f"{scenario}, {target}, {name} {point}:")
+                    raise
                 found += [Wrong(scenario, target, f"{name} {point}", text) for text in wrong]
                 for text in wrong:
                     tell(f"VIOLATION {scenario}, {target}, {name} {point}: {text}")
@@ -382,7 +404,7 @@ def main() -> int:
                 secs = time.monotonic() - since
                 _tell(f"{scenario:10} {target:18} {points:4} points  {len(wrong)} violations  {secs:6.1f} s")
     except BaseException:
-        _tell(scene.world.log())
+        _tell(scene.evidence())
         raise
     finally:
         scene.close()

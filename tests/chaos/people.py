@@ -71,6 +71,10 @@ class Person(threading.Thread):
         except Unavailable as exc:
             self.history.note("submit_info", user=self._user, key=one, why=str(exc), again=again)
             return []
+        except Error as exc:
+            self.history.note("submit_info", user=self._user, key=one, why=str(exc), again=again)
+            self.history.note("error", jid=one, why=f"submit: {type(exc).__name__}: {exc}")
+            return []
         jids = [answer.jid for answer in answers]
         self.history.note(
             "submit_ok", user=self._user, key=one, jids=dict(zip(plans, jids, strict=True)), again=again

@@ -22,6 +22,6 @@ class Profile(NamedTuple):
 PROFILES: Final = {
     "smoke": Profile(18, 0.6, 6, 2, 4, 120, 10, 3),
     "short": Profile(120, 1.0, 8, 3, 6, 180, 300, 30),
-    "long": Profile(1800, 1.5, 10, 3, 8, 300, 5000, 500),
+    "long": Profile(1200, 1.0, 16, 3, 8, 300, 5000, 500),
     "soak": Profile(4 * 3600, 2.0, 12, 4, 8, 600, 40_000, 3000),
 }

@@ -44,6 +44,17 @@ def test_output_of_an_attempt_that_nobody_saw_start_is_served(here: World) -> No
         assert b"".join(client.logs(jid, attempt=1)) == stream(key, 1, "stdout", plan.out)
 
 
+def test_a_job_whose_spawner_died_before_it_told_of_the_birth_runs(here: World) -> None:
+    """The launcher took the process over and told nobody: the job was `starting` to its end (crash points)."""
+    with contextlib.closing(here.client()) as client:
+        here.fire("birth.untold", "kill")
+        jid = client.submit({"command": ["sleep", "60"]}).jid
+        eventually(lambda: client.get(jid).state == "running", 30, "it is known to run")
+        client.cancel(jid)
+        job = client.wait(jid, timeout=60)
+        assert (job.state, job.signal) == ("canceled", signal.SIGTERM)
+
+
 def test_output_of_an_attempt_without_files_is_empty(here: World) -> None:
     """Its spawner was killed with the directory made and nothing in it: no bytes, and no error."""
     with contextlib.closing(here.client()) as client:
