@@ -1,4 +1,4 @@
-"""Two promises about moments, many times over (Must show 5): `bin/races` runs both and prints what came of it.
+"""Two promises about moments, many times over (Must show 5): `bin/races` runs both and tells what came of it.
 
 * A job that writes without a final newline and exits at once: every byte of it is served.
 * A cancel that meets the end of the job: one outcome each, the right one, and nothing is left.

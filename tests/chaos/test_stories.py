@@ -45,7 +45,7 @@ def test_output_of_an_attempt_that_nobody_saw_start_is_served(here: World) -> No
 
 
 def test_a_job_whose_spawner_died_before_it_told_of_the_birth_runs(here: World) -> None:
-    """The launcher took the process over and told nobody: the job was `starting` to its end (crash points)."""
+    """The launcher took it over and told nobody: the job was `starting` to its end (crash points)."""
     with contextlib.closing(here.client()) as client:
         here.fire("birth.untold", "kill")
         jid = client.submit({"command": ["sleep", "60"]}).jid
