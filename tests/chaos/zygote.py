@@ -1,4 +1,4 @@
-"""The real supervisor, forked ready-made: `python -m tests.chaos.zygote ROOT` starts one whenever there is none.
+"""The real supervisor, forked ready-made: `python -m tests.chaos.zygote ROOT` keeps one running.
 
 What takes longest about a start is the reading of code. Here it is read once, so that a supervisor which is
 killed a thousand times is back a thousand times within a tenth of a second.
