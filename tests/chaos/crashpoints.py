@@ -194,6 +194,9 @@ class Scene:
                 and len(self.world.pids("agent")) == len(self.world.pids("supervisor")) == 1
             )
 
+        if not there():
+            # An agent that is gone comes when there is something to do.
+            self.end(self.submit())
         eventually(there, _WAIT_SECS, "everything is there")
 
     def threads(self, target: str) -> list[int]:
