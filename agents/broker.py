@@ -37,9 +37,11 @@ from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.protocol import Counters
 from sirepo_jobs.slurm_text import COMMAND_ENV, parse_canceled, scancel, suspend
 
-#: Bells are looked at so often, and run dirs in turns: so many each time.
+#: Bells are listened for so often; run dirs are looked at in turns, so many each time, and those in doubt
+#: more often.
 LOOK_SECS: Final = 0.25
-LOOKS: Final = 40
+LOOKS: Final = 5
+DOUBT_SECS: Final = 1.0
 #: So often are counters told while they change.
 COUNT_SECS: Final = 2.0
 #: Of so many ids at once is scancel told.
@@ -56,6 +58,7 @@ class Broker:
         self._pauses: list[tuple[Attempt, bool]] = []
         #: Attempts whose run dirs are looked at next.
         self._round: list[Attempt] = []
+        self._doubt_at = 0.0
         self._told_counts: dict[str, int] = {}
         self._count_at = 0.0
         self._gone = asyncio.Event()
@@ -126,9 +129,10 @@ class Broker:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECS)
-            self._hear_bells()
+            if self._book.attempts:
+                self._hear_bells()
             now = time.monotonic()
-            for attempt in self._some():
+            for attempt in self._some(now):
                 self._book.look(attempt)
                 if attempt.spawn.ticket in self._book.attempts:
                     self._book.tell(attempt, slurm_life.Tick(now))
@@ -154,17 +158,16 @@ class Broker:
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._book.bells}/{name}")
 
-    def _some(self) -> list[Attempt]:
-        """Those in doubt, and the next of all the others."""
-        doubtful = [
-            one
-            for one in self._book.attempts.values()
-            if one.life.phase is Phase.DOUBTFUL or one.life.withdrawn
-        ]
+    def _some(self, now: float) -> list[Attempt]:
+        """The next of all, and from time to time those in doubt: file servers are shared with others."""
+        live = self._book.attempts
         if not self._round:
-            self._round = list(self._book.attempts.values())
+            self._round = list(live.values())
         some, self._round = self._round[:LOOKS], self._round[LOOKS:]
-        return [one for one in {*doubtful, *some} if one.spawn.ticket in self._book.attempts]
+        if now >= self._doubt_at:
+            self._doubt_at = now + DOUBT_SECS
+            some += [one for one in live.values() if one.life.phase is Phase.DOUBTFUL or one.life.withdrawn]
+        return [one for one in dict.fromkeys(some) if one.spawn.ticket in live]
 
     # -- cancel, suspend, count
 

@@ -28,10 +28,12 @@ from sirepo_jobs.protocol import Scheduling
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.slurm_options import SlurmOptions, Wanted, command, resolve
 from sirepo_jobs.slurm_states import Stage, meaning, wait
-from sirepo_jobs.slurm_text import Row
+from sirepo_jobs.slurm_text import Row, clip
 
 #: Attempts that come so shortly after one another may go to Slurm together.
 GATHER_SECS: Final = 0.1
+#: So much of what a batch script wrote is told.
+SCRIPT_BYTES: Final = 500
 #: A submission of an earlier broker is kept so long for attempts that are not told yet.
 KEEP_SECS: Final = 300.0
 
@@ -299,6 +301,8 @@ class Book:
                 self._end(attempt, over)
             case slurm_life.Finish(fields=fields):
                 over = Over(ticket=attempt.spawn.ticket, at=time.time_ns() // 1000, **fields)
+                if over.reason is not None and (said := self._script_said(attempt)):
+                    over.message = f"{over.message}; its script said: {said}"
                 self._measure(attempt, over)
                 if over.began:
                     spawn = attempt.spawn
@@ -359,6 +363,19 @@ class Book:
             log(f"{attempt.path}: the claim cannot be taken: {exc.strerror}")
             return  # asked for again
         self.tell(attempt, slurm_life.Withdrawn(time.monotonic(), ours))
+
+    def _script_said(self, attempt: Attempt) -> str:
+        """The end of what the batch script itself wrote: a module is missing, a Python does not start."""
+        submission = attempt.submission
+        if submission is None:
+            return ""
+        suffix = f".{attempt.index}" if len(submission.tasks) > 1 else ""
+        try:
+            with open(f"{submission.directory}/out{suffix}", "rb") as file:  # noqa: PTH123
+                file.seek(max(0, os.fstat(file.fileno()).st_size - SCRIPT_BYTES))
+                return clip(file.read().decode(errors="replace"))
+        except OSError:
+            return ""
 
     def _measure(self, attempt: Attempt, over: Over) -> None:
         for stream in ("stdout", "stderr"):

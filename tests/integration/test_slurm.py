@@ -124,6 +124,15 @@ async def test_what_the_site_forbids_does_not_reach_slurm(tmp_path: Path, cluste
         assert counters(it).get("submits", 0) == 0
 
 
+async def test_a_script_that_fails_is_quoted(tmp_path: Path, cluster: Cluster) -> None:
+    async with slurm_scene(tmp_path, cluster, modules=["no-such-module"]) as it:
+        await it.stage.send([job(it, "e1", "true")])
+        ended = await it.stage.ended("e1")
+        assert (ended.began, ended.reason) == (False, Reason.START_FAILED)
+        assert "its script said: " in ended.message
+        assert "module" in ended.message
+
+
 async def test_an_admin_ends_a_waiting_and_a_running_job(tmp_path: Path, cluster: Cluster) -> None:
     async with slurm_scene(tmp_path, cluster) as it:
         await it.stage.send([job(it, "x1", "exec sleep 60", {"slurm": {"array": False}})])

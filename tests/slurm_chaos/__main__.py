@@ -14,7 +14,7 @@ JOBS = {"ambiguous": 300, "kills": 60, "blackouts": 200, "cost": 1000}
 
 
 async def _run(profile: str, jobs: int, directory: Path) -> bool:
-    options = {"blackouts": ["nodes=4", "MinJobAge=2"], "cost": ["nodes=8"]}.get(profile, ["nodes=4"])
+    options = {"blackouts": ["nodes=4", "MinJobAge=2"], "cost": ["nodes=2"]}.get(profile, ["nodes=4"])
     with cluster_in(directory / "slurm", *options) as cluster:
         if profile in ("ambiguous", "kills"):
             kills = 10 if profile == "kills" else 0
@@ -25,7 +25,7 @@ async def _run(profile: str, jobs: int, directory: Path) -> bool:
             told = await blackouts.run(directory, cluster, jobs, 10, 8.0, 900.0, seed=6)
             _print(told)
             return bool(told.true_ends == jobs and not told.false_ends and not told.doubled)
-        print(f"{thousand.cores()} cores, {jobs} jobs of `exit 0`, 8 nodes of 8 cpus")
+        print(f"{thousand.cores()} cores, {jobs} jobs of `exit 0`, 2 nodes of 8 cpus")
         costs = [
             await thousand.ours(directory, cluster, jobs, 900.0, query_secs=10.0),
             thousand.loop(cluster, jobs, directory),
