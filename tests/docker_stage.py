@@ -1,16 +1,21 @@
 """Real Docker engines for tests, and images made from Debian's packages."""
 
+import asyncio
 import io
 import os
 import re
 import subprocess
+import sys
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sirepo_jobs.client import Client
+from tests.bundle_stage import OUT
 
 SERVICE = Path(__file__).parents[1] / "bin" / "dev-services"
 BUSYBOX = Path("/usr/bin/busybox")
@@ -159,3 +164,31 @@ def write_policy(path: Path, engines: dict[str, TestEngine], text: str = "", *, 
             lines.append(f'url = "{engine.url}"')
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@asynccontextmanager
+async def docker_service(path: Path, policy: Path) -> AsyncIterator[Client]:
+    """`sirepo-jobs up` with the docker driver, root in `path`; at the end its agents are stopped too."""
+    program = str(Path(sys.executable).parent / "sirepo-jobs")
+    root = path / "root"
+    env = {
+        **os.environ,
+        "SIREPO_JOBS_DRIVERS": "docker",
+        "SIREPO_JOBS_DOCKER_FILE": str(policy),
+        "SIREPO_JOBS_BUNDLE_DIR": str(OUT),
+        "SIREPO_JOBS_ROOT": str(root),
+    }
+    with (path / "up.log").open("ab") as log:
+        up = await asyncio.create_subprocess_exec(
+            program, "up", "--port", "0", stdout=asyncio.subprocess.PIPE, stderr=log, env=env
+        )
+        assert up.stdout is not None
+        while b"listening on" not in (line := await up.stdout.readline()):
+            assert line, (path / "up.log").read_text()[-2000:]
+        try:
+            with Client(line.split()[-1].decode(), (root / "token").read_text().strip()) as client:
+                yield client
+        finally:
+            down = await asyncio.create_subprocess_exec(program, "down", "--stop-agents", env=env)
+            await down.wait()
+            await up.wait()

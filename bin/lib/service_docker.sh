@@ -61,6 +61,11 @@ docker_start() {
         docker_make_certificates "$home" || die "no certificates for $home"
         [[ -s $home/port ]] || docker_free_port >"$home/port"
         rm -f "$home/pid"
+        # A containerd that is dead and not yet reaped counts as alive for dockerd, which would wait for it in vain.
+        local containerd=$home/exec/containerd/containerd.pid
+        if [[ -s $containerd && $(ps -o stat= -p "$(cat "$containerd")" 2>/dev/null) != [A-Y]* ]]; then
+            rm -f "$containerd"
+        fi
         # Of the engine's own networks there is none: no bridge, no packet filter of the machine is touched.
         # shellcheck disable=SC2086
         setsid dockerd --data-root "$home/data" --exec-root "$home/exec" --pidfile "$home/pid" \
@@ -104,7 +109,7 @@ docker_end() {
     fi
     local found
     for found in /proc/[0-9]*; do
-        if [[ $(tr '\0' ' ' <"$found/cmdline" 2>/dev/null) == *containerd*"$home/exec"* ]]; then
+        if [[ $({ tr '\0' ' ' <"$found/cmdline"; } 2>/dev/null) == *containerd*"$home/exec"* ]]; then
             kill -9 "${found#/proc/}" 2>/dev/null || true
         fi
     done

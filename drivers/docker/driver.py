@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from sirepo_jobs.agent_bundle import MANIFEST, TAR, AgentBundle
-from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
+from sirepo_jobs.driver import AgentSpec, Driver, Environment, Fate, Handle
 from sirepo_jobs.drivers.docker import container, mounts
 from sirepo_jobs.drivers.docker.container import BUNDLE, LABEL, Limits, Mount, Plan
 from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refused, Silent, Taken
@@ -35,6 +35,8 @@ class DockerDriver:
     """Agents in containers. One host serves all environments of one user."""
 
     name = "docker"
+    #: With the launcher its whole container dies.
+    jobs_outlive_agent = False
 
     def __init__(
         self, *, policy_file: Path | None, bundle_dir: Path, socket: str = "", launch_secs: float = 30.0
@@ -347,6 +349,10 @@ class DockerDriver:
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
             yield
+
+
+def _keeps_the_contract(driver: DockerDriver) -> Driver:
+    return driver  # what mypy holds it to
 
 
 def place_of(spec: AgentSpec) -> str:

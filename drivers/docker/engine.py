@@ -55,8 +55,9 @@ class Engine:
         self._tls: ssl.SSLContext | None = None
 
     @asynccontextmanager
-    async def _client(self, secs: float = CALL_SECS) -> AsyncIterator[aiodocker.Docker]:
+    async def _client(self, secs: float | None = None) -> AsyncIterator[aiodocker.Docker]:
         """A client for one question; what goes wrong inside comes out as `EngineError`."""
+        secs = CALL_SECS if secs is None else secs
         try:
             client = aiodocker.Docker(url=self.policy.url, api_version=API, ssl_context=self._context())
         except (OSError, ValueError) as exc:

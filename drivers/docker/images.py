@@ -100,8 +100,7 @@ class Images:
                 return _image(await engine.image(name))
             except Missing:
                 pass
-        trouble = "it is not there, and pulling is switched off"
-        retry = True
+        trouble, retry = "it is not there, and pulling is switched off", False
         if self._policy.pull:
             trouble, retry = await self._pull(engine, name, user, host)
             if not trouble:

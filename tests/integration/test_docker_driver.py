@@ -11,14 +11,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sirepo_jobs.driver import AgentSpec, Environment, Handle
+from sirepo_jobs.client import Job
+from sirepo_jobs.driver import AgentSpec, Environment, Fate, Handle
 from sirepo_jobs.drivers.docker import DockerDriver
 from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.protocol import Hello
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import Stage, appears, carrying, gone
 from tests.bundle_stage import OUT, agent_bundle
-from tests.docker_stage import TestEngine, an_engine, busybox_files, musl_files, root_tar, write_policy
+from tests.docker_stage import (
+    TestEngine,
+    an_engine,
+    busybox_files,
+    docker_service,
+    musl_files,
+    root_tar,
+    write_policy,
+)
 from tests.driver_contract import STEPS, Step, exercise
 
 pytestmark = pytest.mark.real("docker")
@@ -308,3 +317,132 @@ async def test_out_of_memory_is_said_exactly_when_the_kernel_says_it(
             "killed": (None, 9, None),
             "fine": (0, None, None),
         }
+
+
+async def test_remote_engine_over_tls(tmp_path: Path, engine: TestEngine) -> None:
+    """Bundle and files go into volumes there; nothing of this machine is mounted."""
+    engine.docker("network", "create", "--internal", "far")
+    try:
+        policy = write_policy(tmp_path / "docker.toml", {"far": engine}, 'network = "far"', tls=True)
+        driver = DockerDriver(policy_file=policy, bundle_dir=OUT)
+        assert driver.remote
+        spec = AgentSpec(
+            agent="a",
+            environment=Environment(driver="docker", user="u", image="bb:1"),
+            url="wss://127.0.0.1:1/agent",
+            token="token-of-tests",
+            home=f"{tmp_path}/agents/a",
+            run_root=f"{tmp_path}/run",
+        )
+        handle = await driver.launch(spec)
+        assert await driver.launch(spec) == handle
+        assert await driver.look(handle) is Fate.ALIVE
+        (found,) = json.loads(engine.docker("inspect", str(handle.data["container"])))
+        assert {mount["Type"] for mount in found["Mounts"]} == {"volume"}
+        await driver.stop(handle, grace_secs=10)
+        assert await driver.look(handle) is Fate.GONE
+        assert engine.containers() == []
+    finally:
+        engine.docker("network", "rm", "far")
+
+
+async def test_a_lost_reply_to_create_is_no_second_container(tmp_path: Path, engine: TestEngine) -> None:
+    """The engine makes it and its answer never comes; whoever asks again finds what is there (F109)."""
+    lost = 0
+    ended: list[asyncio.Task[None]] = []
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(engine.url.removeprefix("unix://"))
+        creates = asyncio.Event()
+
+        async def answer() -> None:
+            nonlocal lost
+            while data := await there.read(1 << 16):
+                if creates.is_set() and not lost:
+                    lost += 1
+                    break
+                writer.write(data)
+            writer.close()
+            back.close()
+
+        task = asyncio.create_task(answer())
+        ended.append(task)
+        while data := await reader.read(1 << 16):
+            if b"containers/create?name=sj-" in data and b"sj-open" not in data:
+                creates.set()
+            back.write(data)
+        back.close()
+        await task
+
+    async with (
+        await asyncio.start_unix_server(between, tmp_path / "proxy"),
+        docker_world(tmp_path, engine) as world,
+    ):
+        policy = world.policy_file.read_text().replace(engine.url, f"unix://{tmp_path}/proxy")
+        world.policy_file.write_text(policy)
+        driver = world.driver()
+        await world.stage("a")
+        with pytest.raises(LaunchError) as caught:
+            await driver.launch(world.spec("a"))
+        assert caught.value.retry
+        assert lost == 1
+        assert len(engine.containers()) == 1
+        handle = await driver.launch(world.spec("a"))
+        await world.hello("a", 1)
+        assert engine.containers() == [handle.data["container"]]
+        await driver.stop(handle, grace_secs=10)
+        await asyncio.gather(*ended)
+
+
+async def test_an_engine_that_hangs_says_nothing_and_others_go_on(
+    tmp_path: Path, engine: TestEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unknown is not gone (F106); a user without containers there goes to another engine."""
+    monkeypatch.setattr("sirepo_jobs.drivers.docker.engine.CALL_SECS", 3.0)
+
+    async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+    hanging = await asyncio.start_unix_server(says_nothing, tmp_path / "deaf")
+    async with hanging, docker_world(tmp_path, engine) as world:
+        text = world.policy_file.read_text()
+        deaf = f'[engines.deaf]\nurl = "unix://{tmp_path}/deaf"\ncpus = 64\nmemory = "64 GiB"\n'
+        world.policy_file.write_text(text + deaf)
+        driver = world.driver()
+        assert driver.host_of("u") == "deaf"
+        with pytest.raises(LaunchError) as caught:
+            await driver.launch(world.spec("a"))
+        assert caught.value.retry
+        assert driver.host_of("u") == "here"
+        handle = await driver.launch(world.spec("a"))
+        assert driver.host_of("u") == "here"
+        there = msgspec.structs.replace(handle, data={**handle.data, "engine": "deaf"})
+        assert await driver.look(there) is Fate.UNKNOWN
+        assert await driver.look(handle) is Fate.ALIVE
+        await driver.stop(handle, grace_secs=10)
+
+
+async def test_as_a_whole(tmp_path: Path, engine: TestEngine) -> None:
+    """Through service, supervisor and engine: output, ends with their reasons."""
+    policy = write_policy(tmp_path / "docker.toml", {"here": engine}, "pull = false")
+    base = {"driver": "docker", "image": "bb:1"}
+    async with docker_service(tmp_path, policy) as client:
+
+        def run(**spec: object) -> Job:
+            return client.wait(client.submit({**base, **spec}).jid, timeout=60)
+
+        def work() -> None:
+            job = run(command=["sh", "-c", "printf hello; exit 3"])
+            assert (job.state, job.exit_code, job.reason) == ("error", 3, "EXIT_NONZERO")
+            assert b"".join(client.logs(job.jid)) == b"hello"
+            lost = [run(command=["true"], image="none:1") for _ in range(2)]
+            assert {(job.state, job.reason) for job in lost} == {("error", "IMAGE_PULL_FAILED")}
+            many = client.submit([{**base, "command": ["true"], "mounts": ["/etc:/in"]}] * 5)
+            ended = [client.wait(one.jid, timeout=60) for one in many]
+            assert {(job.state, job.reason) for job in ended} == {("error", "UNSATISFIABLE")}
+            assert "/etc is never given to containers" in ended[0].situation
+
+        await asyncio.to_thread(work)
+    assert engine.containers() == []
