@@ -147,6 +147,12 @@ class Transport:
                 preload_content=not stream,
                 decode_content=False,
             )
+            whole = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+            if response.status < 300 and response.status != 204 and method != "HEAD" and not whole:
+                # Python takes headers that break off for whole ones, and the end of the connection for
+                # the end of the body: nobody shall take that for an empty one (I13).
+                response.close()
+                raise Unavailable(f"the answer of {self._url} was cut among its headers", code="unreachable")
             if response.status >= 300:
                 raise error_of(response.status, response.headers, response.data)
         except ReadTimeoutError:

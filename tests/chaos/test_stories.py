@@ -4,13 +4,16 @@ import concurrent.futures
 import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from urllib3.exceptions import HTTPError
 
+from sirepo_jobs.client import Client
 from sirepo_jobs.errors import Unavailable
 from tests.chaos.plan import Plan, stream
 from tests.chaos.world import World, eventually, world
@@ -149,3 +152,22 @@ def restart(here: World) -> None:
     (pid,) = here.pids("supervisor")
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: here.pids("supervisor") not in ([], [pid]), 60, "another supervisor")
+
+
+def test_an_answer_cut_among_its_headers_is_no_empty_log() -> None:
+    """I13: what is left of the headers told of no length, so the end of the line was its end (seed 2026)."""
+    head = b"HTTP/1.1 200 OK\r\nX-Attempt: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answers = [head[:30], head + b"3\r\nabc\r\n0\r\n\r\n"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in answers:
+                with server.accept()[0] as connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with contextlib.closing(Client(f"http://127.0.0.1:{server.getsockname()[1]}", "t" * 40)) as client:
+            assert b"".join(client.logs("J", attempt=1)) == b"abc"
+        thread.join(20)
