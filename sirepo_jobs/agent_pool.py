@@ -88,6 +88,8 @@ class Agent:
         #: It ends attempts with a lease by itself.
         self.leases = False
         self.health = Health()
+        #: Of the launcher that called last.
+        self.launcher_pid = 0
         #: By the boot clock: since then nothing that we said can have renewed its leases.
         self.renewed_at = boot_secs()
         #: By the loop's clock, while its line is open.
@@ -324,6 +326,9 @@ class AgentPool:
         agent.host, agent.version, agent.trouble, agent.failures = hello.host, hello.version, "", 0
         agent.leases, agent.heard_at, agent.renewed_at = hello.leases, _now(), boot_secs()
         agent.foreign.clear()
+        if hello.pid != agent.launcher_pid:
+            # what the one before refused, because it was ending, speaks not against this one
+            agent.launcher_pid, agent.health = hello.pid, Health()
         agent.there.set()
         agent.gone.clear()
         agent.away_since = None

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 
 #: Ends of attempts that speak against the agent or its host.
-_SICK = frozenset({Reason.AGENT_LOST, Reason.NODE_FAILED, Reason.START_FAILED, Reason.DISK_FULL})
+_SICK = frozenset({Reason.START_FAILED, Reason.DISK_FULL})
 
 
 class AgentTalk:
@@ -265,7 +265,9 @@ class AgentTalk:
     def _learn(self, agent: Agent, job: ComputeJob, message: protocol.Exited) -> None:
         """What this end says about the agent's health (F035)."""
         if message.began and message.reason not in _SICK:
-            agent.health.got_through()
+            # one that its launcher's death ended says nothing; a job that kills them is `POISONED` (F034)
+            if message.proof == "wait_status":
+                agent.health.got_through()
         elif not message.stopped:
             loop = self._supervisor.loop
             pause_secs = agent.health.failed(job.jid, message.message, loop.time())

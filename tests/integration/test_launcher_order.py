@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sirepo_jobs.protocol import Exited, Stop, ToAgentFrame, Unsupported, encode
 from tests.agent_stage import Scene, appears, gone, scene
+from tests.service_stage import eventually
 
 
 def witness(s: Scene, jid: str, **changes: object) -> object:
@@ -227,11 +228,12 @@ async def test_stop_with_kill_ends_everything_and_says_so(tmp_path: Path) -> Non
     async with scene(tmp_path) as s:
         await s.stage.send(
             [
-                s.stage.shell("j", "trap '' TERM; setsid sleep 71234567 & sleep 1000"),
+                s.stage.shell("j", "trap '' TERM; setsid sleep 71234567 & : > deaf; sleep 1000"),
                 witness(s, "k", standby=True),
             ]
         )
         await s.stage.started("j")
+        await eventually((s.run_dir("j") / "deaf").exists)
         await s.stage.send([Stop(kill_jobs=True)])
         exited = await s.stage.ended("j")
         assert (exited.signal, exited.stopped) == (9, True)

@@ -369,3 +369,25 @@ async def test_a_black_hole_gets_no_more_work_for_a_while_and_others_go_on(
             hole.exits(jid, 0)
         for jid in waiting:
             assert (await house.over(jid)).record.state is State.COMPLETED
+
+
+async def test_recovery_changes_nothing_however_often_it_is_begun(tmp_path: Path) -> None:
+    """F007, I30: the supervisor is started again and again while its agent is away; then the agent calls."""
+    driver = ScriptedDriver("ok", "silent")
+    async with house_of(tmp_path, driver) as house:
+        jid, agent = await running(house, job_spec("requeue"))
+        queued = await house.submit(*[job_spec()] * 5, user="bob")
+        before = (await house.job(jid)).record
+        driver.fate = Fate.UNKNOWN
+        agent.line = None
+    for _ in range(5):
+        async with house_of(tmp_path, driver) as house:
+            job = await house.job(jid)
+            assert (job.record, free_cpus(house)) == (before, 1)
+    async with house_of(tmp_path, driver) as house:
+        agent.connect(house.talk)
+        agent.exits(jid, 4)
+        job = await house.over(jid)
+        assert (job.record.exit_code, job.record.attempt) == (4, 1)
+        for one in queued:
+            assert (await house.job(one)).record.attempt == 0
