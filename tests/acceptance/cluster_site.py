@@ -60,7 +60,7 @@ def _lines(table: str, values: dict[str, Any]) -> Iterator[str]:
             yield from _lines(f"{table}.{key}".strip("."), value)
 
 
-def until(condition: Callable[[], object], what: str, secs: float = 60) -> None:
+def until(condition: Callable[[], object], what: str, secs: float = 150) -> None:
     """Other processes have no event for us: look again until something is so."""
     deadline = time.monotonic() + secs
     while not condition():

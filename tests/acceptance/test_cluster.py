@@ -15,7 +15,7 @@ from tests.acceptance.conftest import System
 from tests.agent_stage import carrying
 from tests.sshd_stage import Sshd, sshd_at
 
-pytestmark = pytest.mark.real("sshd")
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -
     done = site.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
     assert b"connected to ask" in done.stdout
     for job in jobs:
-        assert client.wait(job.jid, timeout=60).state == "completed"
+        assert client.wait(job.jid, timeout=150).state == "completed"
     assert sshd.logins() == before + 1
     # nothing of it stayed anywhere
     for path in [*site.root.rglob("*"), site.root.parent / "r.log"]:
@@ -78,7 +78,7 @@ def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -
     assert 'sirepo_jobs_cluster_counts{cluster="own",what="logins"} 0.0' in metrics
     assert site.cli("cluster", "logout", "ask").returncode == 0
     waiting = client.submit({"command": ["true"], "driver": "sbatch", "cluster": "own"})
-    assert client.wait(waiting.jid, timeout=60).state == "completed"
+    assert client.wait(waiting.jid, timeout=150).state == "completed"
 
 
 def test_supervisor_killed_while_jobs_run_and_wait(sshd: Sshd, site: System) -> None:
@@ -104,13 +104,13 @@ def test_supervisor_killed_while_jobs_run_and_wait(sshd: Sshd, site: System) -> 
     subprocess.run(
         ["runuser", "-u", sshd.user("key"), "--", "touch", str(sshd.home("key") / "go")], check=True
     )
-    job = client.wait(running.jid, timeout=60)
+    job = client.wait(running.jid, timeout=150)
     assert (job.state, job.exit_code) == ("completed", 0)
     assert b"".join(client.logs(running.jid)) == b"done\n"
     assert len(begun.read_text().splitlines()) == 1
     login = site.cli("cluster", "login", "ask", input=f"{sshd.password}\n".encode())
     assert login.returncode == 0
-    assert client.wait(asked.jid, timeout=60).state == "completed"
+    assert client.wait(asked.jid, timeout=150).state == "completed"
 
 
 def test_an_agent_that_calls_by_itself_needs_no_login_any_more(sshd: Sshd, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_agent_that_calls_by_itself_needs_no_login_any_more(sshd: Sshd, tmp_p
         until(lambda: client.get(made.jid).state == "running", "it called again by itself")
         go = sshd.home("pass") / "go"
         subprocess.run(["runuser", "-u", sshd.user("pass"), "--", "touch", str(go)], check=True)
-        assert client.wait(made.jid, timeout=60).state == "completed"
+        assert client.wait(made.jid, timeout=150).state == "completed"
         assert b"".join(client.logs(made.jid)) == b"done\n"
         assert sshd.logins() == before
         site.cli("cluster", "login", "ask", input=password)

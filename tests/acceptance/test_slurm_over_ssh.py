@@ -20,7 +20,7 @@ from tests.agent_stage import carrying
 from tests.slurm_stage import Cluster, cluster_in
 from tests.sshd_stage import Sshd, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.real("slurm"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.real("slurm"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 MPI = {"nodes": 2, "ntasks": 2, "srun": True, "mpi": "pmi2"}
 
@@ -121,7 +121,7 @@ def test_cancel_ends_it_in_slurm(sshd: Sshd, slurm: Cluster, software: Path, sit
     made = client.submit(melt(software, 400_000))
     until(lambda: client.get(made.jid).progress, "it runs and says so")
     client.cancel(made.jid)
-    assert client.wait(made.jid, timeout=60).state == "canceled"
+    assert client.wait(made.jid, timeout=150).state == "canceled"
     until(lambda: not slurm.run("squeue", "-h", "-t", "R,PD,CG").strip(), "nothing is left in Slurm")
 
 
@@ -145,5 +145,5 @@ def test_a_killed_supervisor_finds_running_and_waiting_jobs(sshd: Sshd, slurm: C
     third = client.submit({"command": ["/bin/sh", "-c", script, "sh", "c"], **spec})
     subprocess.run(["runuser", "-u", sshd.user("key"), "--", "touch", str(home / "go")], check=True)
     for job, name in ((running, "a"), (waiting, "b"), (third, "c")):
-        assert client.wait(job.jid, timeout=90).state == "completed", name
+        assert client.wait(job.jid, timeout=150).state == "completed", name
         assert len((home / f"begun-{name}").read_text().splitlines()) == 1, name
