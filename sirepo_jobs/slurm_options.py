@@ -23,6 +23,8 @@ _CONSTRAINT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.&|,*()\[\]:-]{0,199}")
 MIN_WARNING_SECS = 10
 #: ... and by so much earlier than the grace needs: for the record to be written.
 MARGIN_SECS = 5
+#: Ten years: more than any site gives, and what its counters hold.
+MAX_TIME_SECS = 10 * 366 * 86400
 #: Jobs in one array, and attempts in one allocation.
 MAX_ARRAY = 1000
 MAX_PACK = 1000
@@ -99,8 +101,13 @@ def check(options: SlurmOptions) -> Iterator[tuple[str, str]]:
         value = getattr(options, field)
         if value is not None and not low <= value <= high:
             yield field, f"{value} is outside {low}..{high}"
-    if options.time is not None and options.time <= 0:
-        yield "time", "a walltime must be more than 0 seconds; leave it out for the site's default"
+    # written so that NaN does not pass
+    if options.time is not None and not 0 < options.time <= MAX_TIME_SECS:
+        yield (
+            "time",
+            f"a walltime must be more than 0 seconds and at most {MAX_TIME_SECS}, not {options.time:g}; "
+            "leave it out for the site's default",
+        )
     if options.mpi and not options.srun:
         yield "mpi", "is what srun does: set srun too, or leave mpi out"
 

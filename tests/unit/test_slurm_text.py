@@ -270,6 +270,9 @@ def test_the_warning_leaves_most_of_the_time() -> None:
         (SlurmOptions(constraint="a b"), POLICY, "no combination"),
         (SlurmOptions(mpi="pmi2"), POLICY, "srun"),
         (SlurmOptions(time=0), POLICY, "more than 0"),
+        (SlurmOptions(time=float("nan")), POLICY, "more than 0"),
+        (SlurmOptions(time=float("inf")), POLICY, "at most"),
+        (SlurmOptions(time=1e300), POLICY, "at most"),
     ],
 )
 def test_what_may_not_be_asked(options: SlurmOptions, policy: SlurmPolicy, word: str) -> None:
