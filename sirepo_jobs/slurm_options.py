@@ -103,10 +103,10 @@ def check(options: SlurmOptions) -> Iterator[tuple[str, str]]:
             yield field, f"{value} is outside {low}..{high}"
     # written so that NaN does not pass
     if options.time is not None and not 0 < options.time <= MAX_TIME_SECS:
+        allowed = f"more than 0 seconds and at most {MAX_TIME_SECS}"
         yield (
             "time",
-            f"a walltime must be more than 0 seconds and at most {MAX_TIME_SECS}, not {options.time:g}; "
-            "leave it out for the site's default",
+            f"a walltime must be {allowed}, not {options.time:g}; leave it out for the site's default",
         )
     if options.mpi and not options.srun:
         yield "mpi", "is what srun does: set srun too, or leave mpi out"
