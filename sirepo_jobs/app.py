@@ -27,6 +27,7 @@ from .errors import Error, StoreError
 from .leases import Leases
 from .login import has_logins
 from .op import Need
+from .retention import Retention
 from .settings import Settings
 from .store import Store
 from .supervisor import Supervisor
@@ -128,7 +129,7 @@ async def _serve(settings: Settings, store: Store) -> int:
         door.serve(supervisor, talk)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
-    supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings.agent_idle_secs))
+    supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings))
     supervisor.tasks.ensure("leases", Leases(supervisor, talk).watch)
     _log.info("supervisor serves", root=str(settings.root), epoch=store.epoch, instance=store.instance)
     try:
@@ -256,7 +257,17 @@ def _secret(root: Path) -> str:
     return path.read_text().strip()
 
 
-async def _sweep(supervisor: Supervisor, idle_secs: float) -> None:
+async def _sweep(supervisor: Supervisor, settings: Settings) -> None:
+    idle_secs = settings.agent_idle_secs
+    retention = Retention(
+        supervisor.store,
+        supervisor.commits,
+        supervisor.tokens,
+        supervisor.now,
+        keys_secs=settings.idempotency_keep_secs,
+        dead_tokens_secs=settings.dead_token_keep_secs,
+    )
     while True:
         await asyncio.sleep(min(SWEEP_SECS, max(idle_secs / 2, 0.1)))
         supervisor.agents.sweep(idle_secs)
+        await retention.forget()

@@ -50,6 +50,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     agent_idle_secs: float
     heartbeat_secs: float
     agent_socket: Path | None
+    idempotency_keep_secs: float
+    dead_token_keep_secs: float
     job_cache_size: int
     queue_window: int
     max_body_bytes: int
@@ -299,6 +301,12 @@ SETTINGS: dict[str, Setting] = {
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
     "agent_socket": Setting(
         _file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"
+    ),
+    "idempotency_keep_secs": Setting(
+        _secs(60, 1e9), 7 * 86400.0, "so long an Idempotency-Key makes its jobs only once"
+    ),
+    "dead_token_keep_secs": Setting(
+        _secs(0, 1e9), 90 * 86400.0, "so long an expired or revoked token is still listed"
     ),
     "job_cache_size": Setting(_integer(1, 10_000_000), 1000, "jobs kept in memory beside the active ones"),
     "queue_window": Setting(

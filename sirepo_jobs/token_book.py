@@ -72,6 +72,17 @@ class TokenBook:
         await self._commits.durable()
         return row
 
+    def forget(self, before: int) -> int:
+        """Forget tokens that ended before then; how many they were."""
+        rows = self._rows.values()
+        dead = [row.token for row in rows if min(row.expires_at, row.revoked_at or row.expires_at) < before]
+        for token in dead:
+            del self._rows[token]
+            self._changed.pop(token, None)
+            self._commits.unit.tokens.pop(token, None)
+            self._commits.unit.dead_tokens.append(token)
+        return len(dead)
+
     def used(self, tokens: Iterable[str]) -> None:
         """Note that these were used today; at most one row per token and day."""
         today = self._now() // _DAY

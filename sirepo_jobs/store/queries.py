@@ -142,6 +142,12 @@ def key(connection: Connection, user: str, name: str) -> KeyRow | None:
     return None if row is None else KeyRow(**{**row, "jids": _decode_jids(row["jids"])})
 
 
+def has_keys_before(connection: Connection, at: int) -> bool:
+    """Whether there are idempotency keys of before an instant."""
+    query = select(idempotency.c.created_at).where(idempotency.c.created_at < at).limit(1)
+    return connection.execute(query).first() is not None
+
+
 def all_agents(connection: Connection) -> list[AgentRow]:
     """Every agent that was ever written down, by name."""
     query = select(agents).order_by(agents.c.agent)

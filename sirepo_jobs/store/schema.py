@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 
 #: The newest migration; a database that is there already opens without loading Alembic.
-HEAD = "0004"
+HEAD = "0005"
 
 #: SQLite's own row number only if the type is spelled INTEGER.
 _ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -180,3 +180,4 @@ idempotency = Table(
     Column("jids", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
+Index("idempotency_by_age", idempotency.c.created_at)

@@ -21,6 +21,9 @@ from sqlalchemy import (
     bindparam,
     column,
     delete,
+    select,
+    text,
+    tuple_,
     update,
     values,
 )
@@ -36,6 +39,8 @@ from .unit import NewJob, Unit
 
 #: Rows per statement. 256 rows of the widest table stay far below every limit on parameters.
 _SIZES = (256, 64, 16, 4, 1)
+#: Old idempotency keys that one unit forgets: more would hold up what waits behind it.
+FORGOTTEN_KEYS = 10_000
 _CHANGEABLE = ("seq", "priority", "name")
 _CHANGING = ("seq", "state", "version", "agent", "ended_at", "record")
 
@@ -66,6 +71,10 @@ class Statements:
         self._agents = _Statement(dialect, _upsert(agents, dialect))
         self._keys = _Statement(dialect, _insert(idempotency))
         self._tokens = _Statement(dialect, _upsert(tokens, dialect))
+        self._no_token = str(
+            delete(tokens).where(tokens.c.token == _bind(tokens.c.token)).compile(dialect=dialect)
+        )
+        self._no_old_keys = str(_forget_keys().compile(dialect=dialect))
         self._fence = str(
             update(meta)
             .where(meta.c.epoch == bindparam("our_epoch"), meta.c.commits == bindparam("before"))
@@ -171,6 +180,11 @@ class Statements:
             ],
         )
 
+        for token in unit.dead_tokens:
+            self._database.run(self._no_token, (token,))
+        if unit.keys_before:
+            self._database.run(self._no_old_keys, (unit.keys_before,))
+
     def _run(self, statement: "_Statement", rows: _Rows) -> None:
         if not rows:
             return
@@ -181,6 +195,13 @@ class Statements:
                 f"{len(rows)} rows were to be written and {touched} were: the supervisor's memory and"
                 f" {self._database.name} disagree, first of them {rows[0][:4]}"
             )
+
+
+def _forget_keys() -> ClauseElement:
+    name = (idempotency.c.user, idempotency.c.key)
+    old = select(*name).where(idempotency.c.created_at < _bind(idempotency.c.created_at))
+    # Written out: for a bound limit SQLAlchemy binds an OFFSET too, on SQLite only.
+    return delete(idempotency).where(tuple_(*name).in_(old.suffix_with(text(f"LIMIT {FORGOTTEN_KEYS:d}"))))
 
 
 class _Tagged(msgspec.Struct):

@@ -143,6 +143,10 @@ class Store:
         """What an `Idempotency-Key` has made."""
         return await self._reader.ask(lambda connection: queries.key(connection, user, key))
 
+    async def has_keys_before(self, at: int) -> bool:
+        """Whether there are idempotency keys of before an instant."""
+        return await self._reader.ask(lambda connection: queries.has_keys_before(connection, at))
+
     async def agents(self) -> list[AgentRow]:
         """Every agent that was written down, by name."""
         return await self._reader.ask(queries.all_agents)

@@ -82,12 +82,24 @@ class Unit:
     agents: dict[str, AgentRow] = field(default_factory=dict)
     keys: list[KeyRow] = field(default_factory=list)
     tokens: dict[str, TokenRow] = field(default_factory=dict)
+    #: Ids of tokens to be forgotten.
+    dead_tokens: list[str] = field(default_factory=list)
+    #: Idempotency keys of before then are forgotten, some thousands of them at a time; 0: none.
+    keys_before: int = 0
     #: Called on the loop's thread, in order, once everything above is durable.
     done: list[Callable[[], None]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(
-            self.jobs or self.events or self.attempts or self.agents or self.keys or self.tokens or self.done
+            self.jobs
+            or self.events
+            or self.attempts
+            or self.agents
+            or self.keys
+            or self.tokens
+            or self.dead_tokens
+            or self.keys_before
+            or self.done
         )
 
     def absorb(self, later: "Unit") -> None:
@@ -100,4 +112,6 @@ class Unit:
         self.agents.update(later.agents)
         self.keys.extend(later.keys)
         self.tokens.update(later.tokens)
+        self.dead_tokens.extend(later.dead_tokens)
+        self.keys_before = max(self.keys_before, later.keys_before)
         self.done.extend(later.done)

@@ -215,6 +215,8 @@ def _rows(unit: Unit) -> int:
         + len(unit.agents)
         + len(unit.keys)
         + len(unit.tokens)
+        + len(unit.dead_tokens)
+        + bool(unit.keys_before)
     )
 
 

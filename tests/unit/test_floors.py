@@ -49,6 +49,7 @@ FLOORS: dict[str, int] = {
             "run_files",
             "tasks",
             "token_book",
+            "retention",
         ],
         3,
     ),

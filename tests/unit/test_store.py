@@ -30,7 +30,9 @@ from sirepo_jobs.store import (
     StoredJob,
     Unit,
     schema,
+    statements,
 )
+from sirepo_jobs.tokens import Role, Scope, TokenRow
 from tests.unit.builders import a_job
 
 AT = 1_700_000_000_000_000
@@ -85,6 +87,20 @@ def tagged(job: StoredJob, tags: dict[str, str]) -> StoredJob:
     """The job with these tags in its spec."""
     spec = msgspec.json.encode({"command": [str(job.record.seq)], "tags": tags})
     return StoredJob(job.record, replace(job.fixed, spec=spec))
+
+
+def a_token(number: int) -> TokenRow:
+    return TokenRow(
+        token=f"{number:012x}",
+        digest=b"d" * 32,
+        user="ann",
+        role=Role.USER,
+        scopes=[Scope.JOBS_READ],
+        name="",
+        created_by="root",
+        created_at=AT,
+        expires_at=AT + number,
+    )
 
 
 def an_event(seq: int, job: JobRecord) -> EventRow:
@@ -423,7 +439,7 @@ class Exercise:
             await it.store.flushed()
         with raw(url).begin() as connection:
             connection.execute(text("DROP TABLE job_tags"))
-            for index in ("jobs_at_rest", "jobs_at_rest_of_all", "jobs_by_name"):
+            for index in ("jobs_at_rest", "jobs_at_rest_of_all", "jobs_by_name", "idempotency_by_age"):
                 connection.execute(text(f"DROP INDEX {index}"))
             connection.execute(text("CREATE INDEX jobs_aside ON jobs (state)"))
             connection.execute(text("ALTER TABLE agents DROP COLUMN boot_id"))
@@ -482,6 +498,30 @@ class Exercise:
             assert await it.store.jobs(["J1"]) == [later]
             assert await jobs_of(it.store, tags={"a": "1"}) == []
             assert seqs(await jobs_of(it.store, tags={"b": "2"})) == [1]
+
+    async def test_old_keys_and_dead_tokens_are_forgotten_in_pieces(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(statements, "FORGOTTEN_KEYS", 20)
+        async with opened(url) as it:
+            it.store.submit(accepting(a_stored(1)))
+            keys = [
+                KeyRow(user="ann", key=f"K{n}", digest=b"d", jids=["J1"], created_at=AT + n)
+                for n in range(50)
+            ]
+            it.store.submit(Unit(keys=keys))
+            it.store.submit(Unit(tokens={f"{n:012x}": a_token(n) for n in range(3)}))
+            await it.store.flushed()
+            assert await it.store.has_keys_before(AT + 1)
+            assert not await it.store.has_keys_before(AT)
+            left = []
+            for _ in range(3):
+                it.store.submit(Unit(keys_before=AT + 45, dead_tokens=[f"{1:012x}"]))
+                await it.store.flushed()
+                left.append(sum([await it.store.key("ann", row.key) is not None for row in keys]))
+            assert left == [30, 10, 5]
+            assert [row.token for row in await it.store.tokens()] == [f"{0:012x}", f"{2:012x}"]
+            assert await it.store.key("ann", "K45") == keys[45]
 
     async def test_names_are_found_by_any_beginning(self, url: str) -> None:
         names = [
