@@ -63,6 +63,8 @@ slurm_conf() {
         echo "NodeName=n[1-$nodes] Name=gpu File=$home/gpu[0-1]" >"$home/gres.conf"
     fi
     printf '%s\n' CgroupPlugin=cgroup/v1 CgroupAutomount=no ConstrainCores=no ConstrainRAMSpace=no >"$home/cgroup.conf"
+    # Programs name things of the whole machine after the job (MPICH its shared memory): another cluster's leftovers, which
+    # may be another user's, must not meet them. So each cluster begins to count elsewhere.
     {
         cat <<CONF
 ClusterName=dev
@@ -90,6 +92,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 MinJobAge=300
+FirstJobId=$((RANDOM * 16 + 1000))
 MaxArraySize=1001
 MaxJobCount=20000
 KillWait=5

@@ -28,7 +28,12 @@ MPI = {"nodes": 2, "ntasks": 2, "srun": True, "mpi": "pmi2"}
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     with sshd_at(str(tmp_path_factory.mktemp("sshd"))) as found:
+        user = os.stat(found.home("key")).st_uid
         yield found
+    # what MPICH leaves when it is killed
+    for left in Path("/dev/shm").glob("mpich_shm_*"):
+        if left.stat().st_uid == user:
+            left.unlink()
 
 
 @pytest.fixture(scope="module")
