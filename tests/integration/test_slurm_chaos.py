@@ -41,4 +41,5 @@ async def test_many_jobs_cost_a_site_little(tmp_path: Path, cluster: Cluster) ->
     loop = thousand.loop(cluster, 10, tmp_path)
     assert ours.submit_rpcs * 10 <= 40
     assert loop.submit_rpcs == 10
-    assert ours.queries_per_minute <= 20
+    # one for each interval, and one when the first jobs are there; how many jobs there are does not matter
+    assert ours.query_rpcs <= 2 + ours.secs / 10.0, ours
