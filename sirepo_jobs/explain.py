@@ -369,7 +369,6 @@ _HINTS: dict[Reason, str] = {
     Reason.TIME_LIMIT: "Give it a longer limit (PATCH limits, then retry), or make it do less.",
     Reason.DISK_FULL: "Make room where run dirs are, then retry.",
     Reason.UNSATISFIABLE: "Ask for less, or name another driver.",
-    Reason.HELD: "Release it to let it go on.",
     Reason.LAUNCH_FAILED: "The service is in trouble, not the job: `sirepo-jobs doctor` tells more.",
     Reason.EXIT_NONZERO: "The program itself said that it failed: its stderr and stdout say more.",
 }

@@ -21,9 +21,8 @@ async def run_dir(supervisor: Supervisor, job: ComputeJob, attempt: int) -> RunD
 async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tuple[str, str, bool] | None:
     record = job.record
     if not 0 <= attempt <= record.attempt:
-        raise NotFound(
-            f"job {record.jid} has {record.attempt} attempts, not {attempt}", code="no_such_attempt"
-        )
+        count = "1 attempt" if record.attempt == 1 else f"{record.attempt} attempts"
+        raise NotFound(f"job {record.jid} has {count}, not {attempt}", code="no_such_attempt")
     if attempt == 0:
         return None
     if record.state is State.PURGED:

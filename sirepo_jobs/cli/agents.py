@@ -8,6 +8,7 @@ from click.shell_completion import CompletionItem
 from sirepo_jobs.errors import Error
 
 from . import render
+from .group import Group
 from .surroundings import Surroundings, options
 from .trouble import Trouble, exit_status, tell
 
@@ -25,7 +26,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     ]
 
 
-@click.group("agent", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("agent", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @options
 def agent_command() -> None:
     """Look at agents, let them end after their work, or end them now.
@@ -40,15 +41,13 @@ def agent_command() -> None:
 def list_command(here: Surroundings) -> int:
     """List agents by name."""
     agents = here.client().agents()
-    if here.output == "jsonl":
-        render.to_json_lines(agents)
-    elif here.output == "json":
-        render.to_json(agents)
+    if here.json:
+        render.values(here.output, agents)
     elif not agents and render.is_for_people():
         click.echo("no agents: the first job starts one", err=True)
     else:
         columns = ("AGENT", "USER", "DRIVER", "STATE", "WORK", "HOST", "VERSION", "TROUBLE")
-        render.table(columns, map(_row, agents))
+        render.table(columns, map(_row, agents), first_to_go=("VERSION", "DRIVER", "HOST"))
     return 0
 
 
@@ -91,10 +90,8 @@ def _verb(name: str, method: str, help_text: str) -> click.Command:
             answers.append(answer)
             if not here.json:
                 print(render.safe(f"{answer['agent']} {_state(answer)}"))
-        if here.output == "json":
-            render.to_json(answers)
-        elif here.output == "jsonl":
-            render.to_json_lines(answers)
+        if here.json:
+            render.values(here.output, answers)
         return status
 
     return command

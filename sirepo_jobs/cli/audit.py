@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from . import render
+from .group import Group
 from .surroundings import Surroundings, options
 
 
-@click.group("audit", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("audit", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @options
 def audit_command() -> None:
     """Look at the log of everything that was changed, or was denied."""
@@ -31,7 +32,7 @@ def verify_command(here: Surroundings, file: Path | None, holds: str | None) -> 
     path = file or here.root_path() / audit.FILE
     verified = audit.verify(path, holds=holds)
     if here.json:
-        render.to_json(verified._asdict())
+        render.value(here.output, verified._asdict())
     else:
         print(f"{path}: {verified.lines} lines, whole; head {verified.head}")
     return 0

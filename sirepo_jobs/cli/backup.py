@@ -24,7 +24,7 @@ def backup_command(here: Surroundings, file: Path) -> int:
     store.backup(here.settings().settings.database_url, path)
     size = path.stat().st_size
     if here.json:
-        render.to_json({"path": str(path), "bytes": size})
+        render.value(here.output, {"path": str(path), "bytes": size})
     else:
         print(f"{path}: {size} bytes")
     return 0

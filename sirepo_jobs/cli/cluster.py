@@ -11,6 +11,7 @@ import click
 from sirepo_jobs.errors import Error
 
 from . import render
+from .group import Group
 from .surroundings import Surroundings, options
 
 
@@ -21,7 +22,7 @@ class LoginFailed(Error):
     http_status = 401
 
 
-@click.group("cluster", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("cluster", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @options
 def cluster_command() -> None:
     """Slurm clusters: which there are, logging in, whether all is well."""
@@ -34,7 +35,7 @@ def list_command(here: Surroundings) -> int:
     """Every cluster and how it stands for you."""
     clusters = here.client().clusters()
     if here.json:
-        render.to_json(clusters)
+        render.values(here.output, clusters)
         return 0
     for cluster in clusters:
         print(f"{cluster['name']:<16} {cluster['state']:<15} {cluster['username']}@{cluster['host']}")
@@ -76,7 +77,7 @@ def login_command(here: Surroundings, name: str, username: str, key: Path | None
         view = client.answer_login(name, view["login"], answers)
     if view["state"] != "connected":
         raise LoginFailed(view["message"])
-    render.to_json(view) if here.json else print(view["message"])
+    render.value(here.output, view) if here.json else print(view["message"])
     return 0
 
 
@@ -114,7 +115,7 @@ def _secret(text: str) -> str:
 def logout_command(here: Surroundings, name: str) -> int:
     """End the connection to cluster NAME; your jobs there go on."""
     view = here.client().logout(name)
-    render.to_json(view) if here.json else print(f"logged out of {name}")
+    render.value(here.output, view) if here.json else print(f"logged out of {name}")
     return 0
 
 
@@ -127,7 +128,7 @@ def check_command(here: Surroundings, name: str) -> int:
     answer = here.client().check_cluster(name)
     checks = answer["checks"]
     if here.json:
-        render.to_json(answer)
+        render.value(here.output, answer)
     else:
         for check in checks:
             mark = {True: "ok", False: "FAILED", None: "-"}[check["ok"]]

@@ -5,10 +5,11 @@ import click
 from sirepo_jobs import __version__
 
 from . import render
+from .group import Group
 from .surroundings import Surroundings, options
 
 
-@click.group("config")
+@click.group("config", cls=Group)
 @options
 def config_command() -> None:
     """Look at the settings."""
@@ -22,7 +23,7 @@ def show(here: Surroundings) -> int:
     shown = list(here.settings().shown())
     if here.json:
         rows = [{"name": name, "value": value, "source": source} for name, value, source in shown]
-        (render.to_json if here.output == "json" else render.to_json_lines)(rows)
+        render.values(here.output, rows)
     else:
         render.table(("SETTING", "VALUE", "SOURCE"), shown)
     return 0
@@ -34,7 +35,7 @@ def show(here: Surroundings) -> int:
 def version_command(here: Surroundings) -> int:
     """Print the version."""
     if here.json:
-        render.to_json({"version": __version__})
+        render.value(here.output, {"version": __version__})
     else:
         print(f"sirepo-jobs {__version__}")
     return 0

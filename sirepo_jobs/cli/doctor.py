@@ -38,7 +38,7 @@ def doctor_command(here: Surroundings) -> int:
     findings = list(_findings(here))
     if here.json:
         rows = [finding._asdict() for finding in findings]
-        (render.to_json if here.output == "json" else render.to_json_lines)(rows)
+        render.values(here.output, rows)
     else:
         for finding in findings:
             print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {render.safe(finding.detail)}")

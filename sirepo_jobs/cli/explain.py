@@ -1,5 +1,6 @@
 """`explain`: why a job is where it is."""
 
+import shutil
 import textwrap
 
 import click
@@ -18,13 +19,16 @@ def explain_command(here: Surroundings, jid: str) -> int:
     """Say why a job waits, failed, was ended, or runs where it runs; `last` is my newest job."""
     client = here.client()
     said = client.explain(resolve(client, jid))
-    if here.output == "json":
-        render.to_json(said.raw)
-    elif here.output == "jsonl":
-        render.to_json_lines([said.raw])
+    if here.json:
+        render.value(here.output, said.raw)
     else:
-        print("\n".join(textwrap.wrap(render.safe(said.summary), 100, break_on_hyphens=False)))
+        print("\n".join(textwrap.wrap(render.safe(said.summary), _width(), break_on_hyphens=False)))
         if said.stderr:
             print("\nstderr ends with:")
             print("\n".join(f"  {render.safe(line)}" for line in said.stderr))
     return 0
+
+
+def _width() -> int:
+    """Of the text: that of the terminal, but no longer than eyes follow."""
+    return max(40, min(100, shutil.get_terminal_size((100, 24)).columns))

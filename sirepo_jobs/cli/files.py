@@ -16,6 +16,7 @@ from sirepo_jobs.resources import format_bytes
 from . import render
 from .complete import complete_jid
 from .screen import STDOUT, Screen
+from .selectors import resolve
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED
 
@@ -33,11 +34,10 @@ _ATTEMPT = click.option(
 @click.pass_obj
 def files_command(here: Surroundings, jid: str, path: str, flat: bool, attempt: int | None) -> int:
     """List the files of a job's run dir, or of the directory PATH in it."""
-    found = here.client().files(jid, path.rstrip("/"), attempt=attempt, recursive=not flat)
-    if here.output == "jsonl":
-        render.to_json_lines(msgspec.to_builtins(file) for file in found)
-    elif here.output == "json":
-        render.to_json([msgspec.to_builtins(file) for file in found])
+    client = here.client()
+    found = client.files(resolve(client, jid), path.rstrip("/"), attempt=attempt, recursive=not flat)
+    if here.json:
+        render.values(here.output, (msgspec.to_builtins(file) for file in found))
     else:
         render.table(
             ("SIZE", "MODIFIED", "KIND", "PATH"),
@@ -50,6 +50,7 @@ def files_command(here: Surroundings, jid: str, path: str, flat: bool, attempt: 
                 )
                 for file in found
             ),
+            first_to_go=("KIND", "MODIFIED"),
         )
     return 0
 
@@ -76,6 +77,7 @@ def get_command(
         raise click.UsageError(
             "which file? `sirepo-jobs files JID` lists them; --all FILE.zip brings everything"
         )
+    jid = resolve(client, jid)
     try:
         if archive:
             with _bar(Path(archive).name) as progress:
@@ -102,7 +104,7 @@ def get_command(
         ) from None
     if here.json:
         told = {"path": os.fspath(place), "size": place.stat().st_size}
-        render.to_json_lines([told]) if here.output == "jsonl" else render.to_json(told)
+        render.value(here.output, told)
     return 0
 
 

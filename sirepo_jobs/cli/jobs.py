@@ -15,6 +15,9 @@ from .selectors import pair, resolve
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED, EXIT_TEMPORARY, Trouble, tell
 
+#: Columns that a narrow terminal does without.
+FIRST_TO_GO = ("PROGRESS", "TIME", "AGE")
+
 
 @click.command("ps")
 @click.option("--all", "-a", "everything", is_flag=True, help="Also jobs that have ended.")
@@ -41,19 +44,26 @@ def ps_command(
     """List jobs, newest first: those that have not ended, or all with -a."""
     states = state or ("" if everything else "active")
     tags = dict(pair("--tag", text) for text in tag)
+    for_people = not here.json and render.is_for_people()
+    # one more than is shown tells whether there are more
     jobs = here.client().jobs(
-        state=states, user=user, name_prefix=name_prefix, tags=tags, queue=queue, limit=limit
+        state=states,
+        user=user,
+        name_prefix=name_prefix,
+        tags=tags,
+        queue=queue,
+        limit=limit + 1 if for_people else limit,
     )
-    if here.output == "jsonl":
-        render.to_json_lines(job.raw for job in jobs)
-    elif here.output == "json":
-        render.to_json([job.raw for job in jobs])
+    if here.json:
+        render.values(here.output, (job.raw for job in jobs))
     else:
         now = datetime.now(UTC)
-        render.table(
-            ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS"),
-            (row_of(job, now) for job in jobs),
-        )
+        rows = [row_of(job, now) for job in jobs]
+        render.table(("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS"), rows[:limit], FIRST_TO_GO)
+        if len(rows) > limit:
+            click.echo(f"the newest {limit}; there are more: -n N shows N", err=True)
+        elif not rows and for_people and not everything:
+            click.echo("no jobs that have not ended; -a shows all", err=True)
     return 0
 
 
@@ -79,7 +89,7 @@ def show_command(here: Surroundings, jid: str) -> int:
     client = here.client()
     job = client.get(resolve(client, jid))
     if here.json:
-        (render.to_json if here.output == "json" else lambda raw: render.to_json_lines([raw]))(job.raw)
+        render.value(here.output, job.raw)
     else:
         render.fields(summary(job, datetime.now(UTC)))
     return 0
@@ -107,10 +117,8 @@ def wait_command(here: Surroundings, jids: tuple[str, ...], timeout: str | None,
     except KeyboardInterrupt:
         click.echo("\nthe jobs go on; `sirepo-jobs cancel` ends one", err=True)
         return EXIT_INTERRUPTED
-    if here.output == "json":
-        render.to_json([job.raw for job in jobs])
-    elif here.output == "jsonl":
-        render.to_json_lines(job.raw for job in jobs)
+    if here.json:
+        render.values(here.output, (job.raw for job in jobs))
     else:
         for job in jobs:
             print(render.safe(" ".join(filter(None, (job.jid, job.state, _exit_text(job), job.reason)))))

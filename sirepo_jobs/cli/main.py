@@ -7,7 +7,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -15,43 +15,50 @@ import click
 from sirepo_jobs import __version__
 from sirepo_jobs.errors import Error
 
+from .group import Group
 from .surroundings import Surroundings, options
 from .trouble import EXIT_INTERRUPTED, EXIT_OURS, EXIT_PIPE, EXIT_USAGE, Trouble, exit_status, tell
 
-#: Command -> the module that has it, as a function of the same name.
-COMMANDS: dict[str, str] = {
-    "up": "up",
-    "down": "up",
-    "run": "run",
-    "submit": "submit",
-    "ps": "jobs",
-    "show": "jobs",
-    "logs": "logs",
-    "files": "files",
-    "get": "files",
-    "wait": "jobs",
-    "explain": "explain",
-    "watch": "watch",
-    "cancel": "verbs",
-    "hold": "verbs",
-    "release": "verbs",
-    "retry": "verbs",
-    "suspend": "verbs",
-    "resume": "verbs",
-    "cluster": "cluster",
-    "update": "update",
-    "declare-lost": "verbs",
-    "agent": "agents",
-    "token": "tokens",
-    "audit": "audit",
-    "backup": "backup",
-    "doctor": "doctor",
-    "config": "config",
-    "supervisor": "serve",
-    "frontend": "serve",
-    "version": "config",
-    "completion": "config",
+#: What the help lists together: command -> the module that has it, as a function of the same name.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Jobs": {
+        "run": "run",
+        "submit": "submit",
+        "ps": "jobs",
+        "show": "jobs",
+        "explain": "explain",
+        "logs": "logs",
+        "files": "files",
+        "get": "files",
+        "wait": "jobs",
+        "watch": "watch",
+    },
+    "Telling jobs what to do": {
+        "cancel": "verbs",
+        "hold": "verbs",
+        "release": "verbs",
+        "retry": "verbs",
+        "suspend": "verbs",
+        "resume": "verbs",
+        "update": "update",
+        "declare-lost": "verbs",
+    },
+    "The service": {
+        "up": "up",
+        "down": "up",
+        "doctor": "doctor",
+        "config": "config",
+        "token": "tokens",
+        "agent": "agents",
+        "cluster": "cluster",
+        "audit": "audit",
+        "backup": "backup",
+        "supervisor": "serve",
+        "frontend": "serve",
+    },
+    "This program": {"version": "config", "completion": "config"},
 }
+COMMANDS: dict[str, str] = {name: module for section in SECTIONS.values() for name, module in section.items()}
 #: Their exit status is the job's, so ours must be another one.
 AS_THE_JOB = frozenset({"run", "wait"})
 
@@ -60,7 +67,7 @@ class ReaderGone(Exception):
     """Nobody reads our stdout any more."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Imports a command when somebody asks for it."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -81,6 +88,9 @@ class LazyGroup(click.Group):
         )
         assert isinstance(found, click.Command)
         return found
+
+    def sections(self, ctx: click.Context) -> Mapping[str, Sequence[str]]:
+        return {title: list(section) for title, section in SECTIONS.items()}
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -114,6 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: Any = cli.main(arguments, prog_name="sirepo-jobs", standalone_mode=False, obj=here)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as exc:
+        if here.json:
+            tell(here, Trouble.of_nothing(exc))
+        else:
+            print(exc.format_message(), file=sys.stderr)
+        return EXIT_USAGE
     except click.ClickException as exc:
         tell(here, Trouble.of_click(exc))
         return ours or EXIT_USAGE

@@ -7,7 +7,10 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Control and format characters (bidi overrides among them), lone surrogates, line separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -20,6 +23,9 @@ _COLORS = {
     "lost": "magenta",
     "pending": "blue",
 }
+
+#: What may be cut with an ellipsis, and to what width at least. What people copy is never cut.
+_ELASTIC = {"NAME": 16, "WHY": 8, "VALUE": 12, "SOURCE": 12, "TROUBLE": 12, "HOST": 8}
 
 
 def color(state: str) -> str:
@@ -47,22 +53,32 @@ def is_for_people() -> bool:
     return sys.stdout.isatty()
 
 
-def to_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+def value(output: str, document: Any) -> None:
+    """One JSON document on stdout; with `jsonl` on one line."""
+    indent = 2 if output == "json" and sys.stdout.isatty() else None
+    print(json.dumps(document, indent=indent), flush=True)
 
 
-def to_json_lines(values: Iterable[Any]) -> None:
-    """One JSON document per line, each as soon as it is there."""
-    for value in values:
-        print(json.dumps(value), flush=True)
+def values(output: str, documents: Iterable[Any]) -> None:
+    """Many JSON documents: with `json` one list, with `jsonl` a line each, as soon as it is there."""
+    if output == "json":
+        value(output, list(documents))
+        return
+    for document in documents:
+        value(output, document)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows under headings; cut to the width of a terminal, whole in a pipe. Every cell is made safe."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], first_to_go: Sequence[str] = ()) -> None:
+    """Rows under headings; fitted to the width of a terminal, whole in a pipe. Every cell is made safe.
+
+    On a narrow terminal the columns `first_to_go` are left out one after the other, until the rest fits.
+    """
     cells = [[safe(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(columns, cells)
+        from rich.console import Console
+
+        shown, width = fitted(columns, cells, shutil.get_terminal_size().columns, first_to_go)
+        Console(width=width, highlight=False).print(shown)
         return
     lines = [list(columns), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -70,23 +86,48 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _rich_table(columns: Sequence[str], cells: list[list[str]]) -> None:
-    from rich.console import Console
+def fitted(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], width: int, first_to_go: Sequence[str]
+) -> "tuple[Table, int]":
+    """A table for a terminal of this width, and the width that it takes: more, where nothing can give way."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    wanted = {
+        name: max(cell_len(text) for text in (name, *(row[i] for row in cells)))
+        for i, name in enumerate(columns)
+    }
+    for name in first_to_go:
+        if _together(min(size, _ELASTIC.get(column, size)) for column, size in wanted.items()) <= width:
+            break
+        del wanted[name]
+    widths = dict(wanted)
+    while (excess := _together(widths.values()) - width) > 0:
+        room = {name: size - _ELASTIC.get(name, size) for name, size in widths.items()}
+        givers = [name for name in room if room[name] > 0]
+        if not givers:
+            break
+        widest = max(givers, key=lambda name: widths[name])
+        widths[widest] -= min(excess, room[widest])
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        # What people copy is never cut.
-        shown.add_column(name, no_wrap=True, overflow="ellipsis", min_width=26 if name == "JID" else None)
+    for name, size in widths.items():
+        shown.add_column(name, width=size, no_wrap=True, overflow="ellipsis")
     for row in cells:
         shown.add_row(
             *(
-                Text(cell, style=_COLORS.get(cell, "") if name == "STATE" else "")
+                Text(cell, style=color(cell) if name == "STATE" else "")
                 for name, cell in zip(columns, row, strict=True)
+                if name in widths
             )
         )
-    Console(width=max(shutil.get_terminal_size().columns, 60), highlight=False).print(shown)
+    return shown, max(width, _together(widths.values()))
+
+
+def _together(sizes: Iterable[int]) -> int:
+    """Columns side by side, with two blanks between."""
+    each = list(sizes)
+    return sum(each) + 2 * (len(each) - 1)
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:

@@ -36,10 +36,10 @@ def submit_command(
     answer = here.client().submit(spec, idempotency_key=key)
     made = answer if isinstance(answer, list) else [answer]
     rows = [{"jid": job.jid, "serial": job.serial, "state": job.state} for job in made]
-    if here.output == "json":
-        render.to_json(rows if isinstance(answer, list) else rows[0])
-    elif here.output == "jsonl":
-        render.to_json_lines(rows)
+    if here.json and isinstance(answer, list):
+        render.values(here.output, rows)
+    elif here.json:
+        render.value(here.output, rows[0])
     else:
         print("\n".join(job.jid for job in made))
     return 0

@@ -10,12 +10,13 @@ from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.tokens import Role, Scope
 
 from . import render
+from .group import Group
 from .surroundings import Surroundings, options
 
 _SCOPES = [scope.value for scope in Scope if scope is not Scope.SELF]
 
 
-@click.group("token", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("token", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @options
 def token_command() -> None:
     """Make, list and revoke tokens of users and programs."""
@@ -50,7 +51,7 @@ def create_command(
 
         rootdir.replace_file(out, made.pop("token").encode() + b"\n")
     if here.json:
-        render.to_json(made)
+        render.value(here.output, made)
     elif out is None:
         print(made["token"])
         click.echo(f"token {made['id']} of {user} is valid until {made['expires_at']}", err=True)
@@ -67,10 +68,8 @@ def create_command(
 def list_command(here: Surroundings, user: str | None, everything: bool) -> int:
     """List tokens, the newest first; never the secrets in them."""
     tokens = [token for token in here.client().tokens(user) if everything or token["valid"]]
-    if here.output == "jsonl":
-        render.to_json_lines(tokens)
-    elif here.output == "json":
-        render.to_json(tokens)
+    if here.json:
+        render.values(here.output, tokens)
     else:
         render.table(
             ("TOKEN", "USER", "ROLE", "NAME", "STATE", "EXPIRES", "LAST USED"),
@@ -86,6 +85,7 @@ def list_command(here: Surroundings, user: str | None, everything: bool) -> int:
                 )
                 for token in tokens
             ),
+            first_to_go=("LAST USED", "ROLE"),
         )
     return 0
 
@@ -99,7 +99,7 @@ def revoke_command(here: Surroundings, tokens: tuple[str, ...]) -> int:
     client = here.client()
     revoked = [client.revoke_token(token) for token in tokens]
     if here.json:
-        render.to_json(revoked)
+        render.values(here.output, revoked)
     else:
         for token in revoked:
             print(f"token {token['id']} of {render.safe(token['user'])} is revoked")

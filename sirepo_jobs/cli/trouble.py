@@ -59,6 +59,12 @@ class Trouble(NamedTuple):
         return cls("usage", error.format_message(), f"see: {path} --help")
 
     @classmethod
+    def of_nothing(cls, error: click.UsageError) -> "Trouble":
+        """A command that is only the beginning of one."""
+        path = error.ctx.command_path if error.ctx else "sirepo-jobs"
+        return cls("usage", f"{path} is not a whole command", f"see: {path} --help")
+
+    @classmethod
     def of_bug(cls, error: BaseException) -> "Trouble":
         """Something that should not have happened."""
         what = "".join(traceback.format_exception_only(error)).strip()

@@ -33,10 +33,8 @@ def tell_each(here: Surroundings, jids: list[str], act: "Callable[[str], Job]") 
         answers.append(job.raw)
         if not here.json:
             print(render.safe(f"{job.jid} {job.state}"))
-    if here.output == "json":
-        render.to_json(answers)
-    elif here.output == "jsonl":
-        render.to_json_lines(answers)
+    if here.json:
+        render.values(here.output, answers)
     return status
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import render
-from .jobs import row_of
+from .jobs import FIRST_TO_GO, row_of
 from .surroundings import LONG_PATIENCE_SECS, Surroundings, options
 from .trouble import EXIT_INTERRUPTED
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: since ages and reasons of waiting change without an event.
 _MIN_SECS = 0.3
 _MAX_SECS = 2.0
-_COLUMNS = ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "%")
+_COLUMNS = ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS")
 
 
 @click.command("watch")
@@ -47,7 +47,7 @@ def _lines(here: Surroundings, client: "Client") -> None:
     for event in client.events():
         if here.json:
             fields = {"seq": event.seq, "jid": event.jid, "kind": event.kind, "state": event.state}
-            render.to_json_lines([fields | {"at": event.at.isoformat() if event.at else None}])
+            render.value(here.output, fields | {"at": event.at.isoformat() if event.at else None})
         else:
             words = (render.instant(event.at), event.jid, event.kind, event.state)
             print(render.safe("  ".join(words)), flush=True)
@@ -116,21 +116,11 @@ def _keys() -> Iterator[int | None]:
 
 def _shown(jobs: "list[Job]", room: int, width: int) -> Any:
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     now = datetime.now(UTC)
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for name in _COLUMNS:
-        ratio = 1 if name in ("NAME", "WHY") else None
-        table.add_column(
-            name, no_wrap=True, overflow="ellipsis", ratio=ratio, min_width=26 if name == "JID" else None
-        )
-    for job in jobs[:room]:
-        cells = [render.safe(cell) for cell in row_of(job, now)]
-        table.add_row(
-            *(Text(cell, style=render.color(cell) if i == 2 else "") for i, cell in enumerate(cells))
-        )
+    cells = [[render.safe(cell) for cell in row_of(job, now)] for job in jobs[:room]]
+    table, _ = render.fitted(_COLUMNS, cells, width, FIRST_TO_GO)
     more = " or more; the newest are shown" if len(jobs) > room else ""
     foot = f"{min(len(jobs), room)} jobs{more} · {render.instant(now)} · q leaves"
     return Group(table, Text(foot[:width], style="dim"))

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from sirepo_jobs.errors import NotFound
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec
 
@@ -415,4 +416,8 @@ def _cluster(name: str) -> str:
 
 
 def _path(jid: str) -> str:
+    if not jid or not jid.isascii() or not all(char.isalnum() or char in "_.-" for char in jid):
+        # Spelled so it would lead to another place of the API than a job.
+        why = f"there is no job {jid!r}: ids have letters, digits, '-', '_' and '.'"
+        raise NotFound(why, code="job_not_found")
     return f"/api/v1/jobs/{quote(jid, safe='')}"

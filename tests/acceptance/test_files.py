@@ -196,6 +196,13 @@ def test_files_of_a_job_that_has_not_started(system: System) -> None:
         client.wait(job.jid, timeout=60)
 
 
+def test_last_is_the_newest_job_for_its_files_too(system: System) -> None:
+    """`files last` and `get last` said that there is no job 'last'."""
+    ran(system, "printf newest > out")
+    assert b"out" in system.cli("files", "last").stdout
+    assert system.cli("get", "last", "out", "-").stdout == b"newest"
+
+
 def test_files_of_a_running_job(system: System) -> None:
     client = system.client()
     script = "echo $SIREPO_JOBS_ATTEMPT > mine; while [ ! -e end ]; do sleep 0.05; done"

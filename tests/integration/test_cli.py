@@ -255,6 +255,14 @@ async def test_show_and_what_is_not_there(sh: Shell) -> None:
     assert json.loads(told.out)["error"]["code"] == "not_found"
 
 
+@pytest.mark.parametrize("jid", ["", "../..", "J1 ", "j/1", "\u00e91"])
+async def test_what_is_no_id_is_no_job(sh: Shell, jid: str) -> None:
+    """It was told as "there is nothing at /api/v1/jobs/..%2F..", and never reaches the service now."""
+    told = await sh.run("show", jid)
+    assert (told.status, b"there is no job" in told.err) == (3, True)
+    assert not sh.house.fake.asked
+
+
 async def test_wait_exits_with_the_worst(sh: Shell) -> None:
     for jid, code in (("J1", 0), ("J2", 4), ("J3", 1)):
         sh.house.fake.add(jid, state="completed" if not code else "error", exit_code=code)

@@ -1,6 +1,7 @@
 """The parts of the command line that need no service."""
 
 import doctest
+import io
 import json
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from typing import Any
 
 import click
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from sirepo_jobs.cli import logs, main, render, screen
-from sirepo_jobs.cli.jobs import summary
+from sirepo_jobs.cli.jobs import FIRST_TO_GO, summary
 from sirepo_jobs.cli.screen import Screen
 from sirepo_jobs.cli.spec_options import make_spec
 from sirepo_jobs.cli.trouble import exit_status
@@ -63,6 +66,76 @@ def test_text_cannot_play_tricks_with_the_terminal(text: str, shown: str) -> Non
 def test_a_table_in_a_pipe_is_plain_and_safe(capsys: pytest.CaptureFixture[str]) -> None:
     render.table(("A", "NAME"), [("1", "x\x1b[2J"), ("22", "y")])
     assert capsys.readouterr().out == "A   NAME\n1   x\\x1b[2J\n22  y\n"
+
+
+_PS = ("JID", "NAME", "STATE", "WHY", "AGE", "TIME", "PROGRESS")
+_JID = "01M8G4ZKSVV18C6DCJF4SJ296Z"
+_JOB = (
+    _JID,
+    "a name of many words \u65e5\u672c",
+    "running",
+    "-",
+    "2.5s",
+    "2.4s",
+    "50%",
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "row"),
+    [
+        (60, _PS[:4], f"{_JID} a name of many wo\u2026 running -"),
+        (72, _PS[:6], f"{_JID} a name of many wo\u2026 running - 2.5s 2.4s"),
+        (100, _PS, " ".join(_JOB)),
+    ],
+)
+def test_a_narrow_table_gives_up_the_lesser_columns_first(
+    width: int, heads: tuple[str, ...], row: str
+) -> None:
+    """At 60 columns `ps` lost state and reason, and kept names of any length."""
+    table, needed = render.fitted(_PS, [_JOB], width, FIRST_TO_GO)
+    out = Console(file=io.StringIO(), width=needed)
+    out.print(table)
+    assert isinstance(out.file, io.StringIO)
+    lines = out.file.getvalue().splitlines()
+    assert (tuple(lines[0].split()), needed) == (heads, width)
+    assert lines[1].split() == row.split()
+    assert max(map(cell_len, lines)) <= width
+
+
+def test_what_is_copied_is_never_cut() -> None:
+    _, needed = render.fitted(("PATH", "KIND"), [("p" * 90, "file")], 60, ("KIND",))
+    assert needed == 90
+
+
+@pytest.mark.parametrize("words", [[], ["audit"], ["token"], ["agent"], ["config"], ["cluster"]])
+def test_the_beginning_of_a_command_shows_what_may_follow(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The help was shown as the message of an error, in one line with its line ends escaped."""
+    assert main.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("Usage: sirepo-jobs")
+    assert "\\n" not in said.err
+    assert main.main(["-o", "json", *words]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
+
+
+def test_the_help_lists_every_command_with_its_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "..." not in said.split("Jobs:")[1]
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ") and line[2:3].isalpha()]
+    assert set(main.COMMANDS) <= set(listed)
+    assert main.main(["token", "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]
+
+
+def test_json_lines_are_lines_for_every_list(capsys: pytest.CaptureFixture[str]) -> None:
+    render.values("jsonl", [{"a": 1}, {"a": 2}])
+    render.values("json", [{"a": 1}, {"a": 2}])
+    assert capsys.readouterr().out == '{"a": 1}\n{"a": 2}\n[{"a": 1}, {"a": 2}]\n'
 
 
 def test_options_make_a_spec_that_says_no_more_than_they_do() -> None:
