@@ -222,6 +222,15 @@ class Client:
         if not answer.done() and not wire.is_silent and wire.supervisor_open and wire.node.proc.state == "R":
             answer.set_result(None)
 
+    @property
+    def transport(self) -> "Client":
+        """What can be cut without a word; here it is the same object."""
+        return self
+
+    def abort(self) -> None:
+        """Nothing is heard or said on this end any more."""
+        self.end(None)
+
     def hear(self, data: bytes) -> None:
         self._inbox.append(data)
         self._wake()
