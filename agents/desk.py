@@ -162,6 +162,7 @@ class Desk:
             last_seq=self._roster.last_seq,
             inventory=self._roster.inventory(),
             leases=self._spec.slurm is None,
+            made_at=process.boot_secs(),
         )
 
     def _watch(self) -> list[Watch]:

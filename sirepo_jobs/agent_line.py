@@ -64,6 +64,8 @@ class AgentLine:
                     raise RemoteError("the first message must be hello")
                 self.greeted = True
                 self._talk.greet(agent, self, messages[0])
+                if agent.line is not self:
+                    return  # it was not let in
                 messages = messages[1:]
             elif (frame.epoch, frame.session) != (self._supervisor.store.epoch, self.session):
                 _log.warning(

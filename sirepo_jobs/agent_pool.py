@@ -85,6 +85,8 @@ class Agent:
         self.handle: Handle | None = None
         self.install = ""
         self.boot_id = ""
+        #: When the newest hello was made, by its host's boot clock.
+        self.hello_made_at = 0.0
         #: It ends attempts with a lease by itself.
         self.leases = False
         self.health = Health()
@@ -324,6 +326,7 @@ class AgentPool:
         if old is not None:
             old.hang_up(4409, "replaced by a newer connection of the same agent")
         agent.host, agent.version, agent.trouble, agent.failures = hello.host, hello.version, "", 0
+        agent.hello_made_at = hello.made_at
         agent.leases, agent.heard_at, agent.renewed_at = hello.leases, _now(), boot_secs()
         agent.foreign.clear()
         if hello.pid != agent.launcher_pid:

@@ -67,13 +67,23 @@ class AgentTalk:
             line.hang_up(4409, f"another agent {agent.name} is connected from {agent.host}; one must end")
             return
         rebooted = bool(agent.boot_id) and agent.boot_id != hello.boot_id
+        if not (fresh or rebooted) and hello.made_at and hello.made_at <= agent.hello_made_at:
+            # it was on its way for long: what it says of the agent was true before what we know already
+            line.hang_up(4409, "there was a newer connection of the same agent")
+            return
         self._supervisor.agents.connected(agent, line, hello)
         line.say(protocol.Welcome(acked=0, heartbeat_secs=self.heartbeat_secs))
         held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
         for job in self._supervisor.jobs.active():
             if job.record.agent == agent.name:
                 record = job.record
-                self._compare(agent, job, held.pop((record.jid, record.serial, record.attempt), None), fresh)
+                item = held.pop((record.jid, record.serial, record.attempt), None)
+                if item is None and rebooted and record.started_at is None and (not job.op or job.op.told):
+                    # its intent may have been lost with the power, after it had begun
+                    why = "the host was rebooted, and nothing tells whether it had begun"
+                    self.dead(job, "boot_changed", why, Reason.NODE_FAILED)
+                else:
+                    self._compare(agent, job, item, fresh)
         if fresh and (rebooted or not agent.driver.jobs_outlive_agent):
             self._died_with_host(agent, rebooted=rebooted)
         if held:
@@ -234,6 +244,9 @@ class AgentTalk:
         if job is None or (message.serial, message.attempt) != (job.record.serial, job.record.attempt):
             return
         self._learn(agent, job, message)
+        if message.successor and job.op is not None:
+            # also of one that never began: it had slots, and another one runs in them
+            job.op.heir = self._heir(agent, message.successor)
         if not message.began:
             if message.reason is Reason.DRAINING:
                 self._supervisor.agents.ending(agent)
@@ -241,8 +254,6 @@ class AgentTalk:
             return
         if message.started_at is not None:
             agent.took((message.at - message.started_at) / 1e6)
-        if message.successor and job.op is not None:
-            job.op.heir = self._heir(agent, message.successor)
         self._supervisor.tell(
             job,
             events.Exited(

@@ -138,6 +138,7 @@ class JobTable:
                     break
             if job is not None:
                 job.pins += 1
+                self.release(job)  # it may stand among those that may go
         finally:
             self._wanted[jid] -= 1
             if not self._wanted[jid]:

@@ -210,6 +210,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     inventory: list[Held]
     #: Attempts with a lease are ended here when it is over.
     leases: bool = False
+    #: When this was true, in seconds of the host's boot clock: one that was long under way is stale.
+    made_at: float = 0.0
 
 
 class Started(Attempt, frozen=True, kw_only=True, tag_field="op", tag="started"):

@@ -179,6 +179,7 @@ class Supervisor:
             pool=agent.pool,
             need=job.spec.resources,
         )
+        job.op.told = True  # as far as we know
         self.scheduler.charge(job.record.user, job.op.need.cpus)
         self.ops.adopt(job.op, standby=standby)
 

@@ -67,6 +67,8 @@ class ScriptedAgent:
         self.install = f"install of {name}"
         self.boot_id = "b"
         self.leases = True
+        #: What its hello says of when it was made.
+        self.made_at = 0.0
         self.said: list[Any] = []
         self.runs: dict[str, p.Run] = {}
         self.states: dict[str, str] = {}
@@ -96,6 +98,7 @@ class ScriptedAgent:
             last_seq=self.seq,
             inventory=inventory,
             leases=self.leases,
+            made_at=self.made_at,
         )
         talk.greet(agent, self.line, hello)
         if self.unacked:

@@ -82,6 +82,13 @@ class Checker:
         self.bad("I7", f"{at}: {why}")
 
     def _on_leak(self, at: float, what: str, *rest: Any) -> None:
+        row = self.ended.get((rest[1], rest[2])) if what == "process" else None
+        if (
+            row is not None
+            and row.proof == "lease_expired"
+            and self.faults & {"spawner_kill", "spawner_freeze"}
+        ):
+            return
         self.bad("I22", f"{what} {rest}")
 
     def _on_not_serving(self, at: float) -> None:
@@ -95,6 +102,8 @@ class Checker:
             self.bad("I6", f"{at}: an old frame of {agent} changed something")
 
     def _on_alive_after_end(self, at: float, jid: str, attempt: int, kind: str, proof: str | None) -> None:
+        if proof == "lease_expired" and self.faults & {"spawner_kill", "spawner_freeze"}:
+            return  # whoever would have ended it was itself ended, or stopped, by force (see `leases`)
         self.bad("I17", f"{at}: attempt {attempt} of {jid} is called over ({proof}) and its {kind} lives")
 
     # -- processes

@@ -306,6 +306,8 @@ class Network:
     def replay(self, agent: str, count: int) -> None:
         """Say frames of the past again, on whatever connection there is now."""
         past = list(self._past.get(agent, ()))
-        for wire in [w for w in self.wires if w.agent == agent and w.supervisor_open and w.line is not None]:
+        for wire in list(self.wires):
+            if wire.agent != agent or not wire.supervisor_open or wire.line is None or not wire.line.greeted:
+                continue
             for data in self.dice.sample(past, min(count, len(past))):
                 self.house.replayed(wire, data)

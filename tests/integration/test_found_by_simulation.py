@@ -1,0 +1,147 @@
+"""Stories that the simulation told first (`bin/sim`), each as short as it can be told."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sirepo_jobs import protocol as p
+from sirepo_jobs.errors import RemoteError
+from sirepo_jobs.events import CancelAsked
+from sirepo_jobs.job import State
+from sirepo_jobs.reasons import Reason
+from tests.integration.test_supervisor import TRUE, house_of
+from tests.integration.test_supervisor_races import with_one_running
+from tests.scripted import ScriptedDriver
+
+
+async def test_the_slots_of_one_that_never_began_pass_to_its_successor(
+    tmp_path: Path,
+) -> None:
+    """They were given to a third one, too (I21)."""
+    async with house_of(tmp_path, ScriptedDriver(cpus=1)) as house:
+        (first,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: agent.heard(p.Run))
+        (second,) = await house.submit()
+        await agent.until(lambda: second in agent.runs)
+        assert agent.states[second] == "standby"
+        op = (await house.job(second)).op
+        agent.exits(
+            first,
+            None,
+            began=False,
+            proof="never_claimed",
+            reason=Reason.START_FAILED,
+            successor=f"{second}/1",
+        )
+        await house.until(first, lambda job: job.record.attempt == 2 or job.record.state is State.PENDING)
+        assert op is not None
+        assert not op.standby, "it has the slots, and nobody else"
+        assert house.supervisor.agents.pools["local"].free.cpus == 0
+        agent.starts(second)
+        agent.exits(second)
+        await house.over(second)
+        await agent.until(lambda: first in agent.runs and agent.runs[first].attempt == 2)
+        agent.exits(first)
+        await house.over(first)
+
+
+async def test_a_hello_that_was_long_on_its_way_is_not_believed(tmp_path: Path) -> None:
+    """It knew nothing of an attempt that came by a newer connection, and that was begun twice."""
+    async with house_of(tmp_path) as house:
+        jid, agent = await with_one_running(house)
+        agent.cut()
+        agent.made_at = 20.0
+        newer = agent.connect(house.talk)
+        agent.made_at, runs = 10.0, agent.runs
+        agent.runs = {}
+        older = agent.connect(house.talk)
+        assert older.closed_because is not None
+        assert newer.open
+        claim = house.supervisor.agents.get(agent.name)
+        assert claim is not None
+        assert claim.line is newer
+        assert (await house.job(jid)).record.state is State.RUNNING
+        agent.line, agent.runs = newer, runs
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_one_that_may_have_begun_before_the_power_failed_is_not_begun_again(tmp_path: Path) -> None:
+    """The launcher's intent was not on disk yet, so the new launcher knew nothing of it (I4, F026)."""
+    async with house_of(tmp_path) as house:
+        (jid,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: agent.heard(p.Run))
+        agent.runs.clear()
+        agent.said.clear()
+        agent.cut()
+        agent.boot_id = "another boot"
+        agent.connect(house.talk)
+        job = await house.over(jid)
+        assert (job.record.state, job.record.reason, job.record.proof) == (
+            State.ERROR,
+            Reason.NODE_FAILED,
+            "boot_changed",
+        )
+        assert agent.heard(p.Run) == []
+
+
+async def test_an_agent_that_is_ending_costs_a_job_no_start(tmp_path: Path) -> None:
+    """Ten of them within a tenth of a second, and the job had failed (C11)."""
+    async with house_of(tmp_path) as house:
+        (jid,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: agent.heard(p.Run))
+        agent.exits(jid, None, began=False, proof="never_claimed", reason=Reason.DRAINING)
+        job = await house.until(jid, lambda job: job.record.state is State.PENDING)
+        assert job.record.false_starts == 0
+        await asyncio.sleep(0.05)
+        assert job.record.attempt == 1, "it waits for a fresh agent"
+        agent.cut()
+        agent.said.clear()
+        agent.connect(house.talk)
+        await agent.until(lambda: agent.heard(p.Run))
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_records_with_a_gap_end_the_connection_and_old_ones_are_no_news(tmp_path: Path) -> None:
+    """C7: a suspension that came a second time, late, stopped a job that had gone on."""
+    async with house_of(tmp_path) as house:
+        jid, agent = await with_one_running(house)
+        agent.suspends(jid, on=True)
+        (suspension,) = [m for m in agent.unacked if isinstance(m, p.Suspended)]
+        agent.suspends(jid, on=False)
+        await house.until(jid, lambda job: job.record.version >= 5 and job.record.state is State.RUNNING)
+        line = agent.line
+        assert line is not None
+        line.hear(suspension)
+        assert (await house.job(jid)).record.state is State.RUNNING
+        agent.seq += 1  # one is missing
+        gap = p.Suspended(jid=jid, serial=1, attempt=1, seq=agent.seq + 1, at=1, on=True)
+        with pytest.raises(RemoteError, match="missing"):
+            line.hear(gap)
+        assert (await house.job(jid)).record.state is State.RUNNING
+        agent.seq -= 1
+        agent.exits(jid)
+        await house.over(jid)
+
+
+async def test_a_job_that_is_looked_at_does_not_leave_memory(tmp_path: Path) -> None:
+    """It had come by way of the queue, and stood among those that may go: then there were two of it."""
+    async with house_of(tmp_path, ScriptedDriver("hang"), job_cache=4) as house:
+        (jid, *_) = await house.submit(*[TRUE] * 2)
+        async with house.supervisor.jobs.hold(jid) as job:
+            assert job is not None
+            await house.submit(*[TRUE] * 20)
+            async with house.supervisor.jobs.hold(jid) as again:
+                assert again is job
+            for number in range(1, 22):
+                async with house.supervisor.jobs.hold(f"none{number}"):
+                    pass
+            assert house.supervisor.jobs.get(jid) is job
+            house.supervisor.tell(job, CancelAsked(at=1, by="ann"))
+            await house.supervisor.commits.durable()
+        assert (await house.job(jid)).record.state is State.CANCELED
