@@ -14,12 +14,12 @@ from urllib3.exceptions import HTTPError
 
 from sirepo_jobs.errors import Conflict, Error, Unavailable
 
+from .byte_stream import PIECE_BYTES
 from .files import READ_SECS, FileStream
 from .transport import Patience, Transport
 
 #: Told how many bytes are here, and how many there are; None when nobody knows.
 Progress = Callable[[int, int | None], None]
-_PIECE_BYTES = 256 << 10
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -165,7 +165,7 @@ def _fetch_archive(
     params = {"attempt": attempt, "archive": "zip"}
     response = transport.once("GET", target, params, read_secs=READ_SECS)
     try:
-        for piece in response.stream(_PIECE_BYTES, decode_content=False):
+        for piece in response.stream(PIECE_BYTES, decode_content=False):
             part.write(piece)
             if progress is not None:
                 progress(part.size, None)

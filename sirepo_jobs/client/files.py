@@ -2,9 +2,8 @@
 
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Self
 
 import msgspec
 from msgspec import Struct
@@ -14,9 +13,9 @@ from urllib3.response import BaseHTTPResponse
 from sirepo_jobs import run_path
 from sirepo_jobs.errors import BadInput, Conflict, Error, Unavailable
 
+from .byte_stream import ByteStream, CutHead
 from .transport import Patience, Transport
 
-_PIECE_BYTES = 256 << 10
 #: An agent may have to be started before the first byte.
 READ_SECS = 180.0
 _PAGE = 1000
@@ -104,12 +103,8 @@ def _patiently(transport: Transport, target: str, params: dict[str, str | int | 
             return response
         except Unavailable as exc:
             patience.pause(exc, getattr(exc, "retry_after", None))
-        except (HTTPError, _CutHead) as exc:
+        except (HTTPError, CutHead) as exc:
             patience.pause(Unavailable(f"the answer broke off: {exc}", code="unreachable"))
-
-
-class _CutHead(Exception):
-    """A connection broke among the headers; http.client takes what came for all of them."""
 
 
 def _check_head(response: BaseHTTPResponse) -> None:
@@ -119,11 +114,11 @@ def _check_head(response: BaseHTTPResponse) -> None:
         whole = bool(re.fullmatch(r'"[0-9a-f]{8,64}"', response.headers.get("ETag", "")))
     # of many answers the length is the first to be cut
     if not whole or "Date" not in response.headers:
-        raise _CutHead("among the headers")
+        raise CutHead("among the headers")
 
 
-class FileStream(Iterator[bytes]):
-    """The bytes of one file, each once. Raises `Conflict` when the file changes between two connections."""
+class FileStream(ByteStream):
+    """The bytes of one file. Raises `Conflict` when the file changes between two connections."""
 
     def __init__(
         self,
@@ -135,34 +130,13 @@ class FileStream(Iterator[bytes]):
         stop: int | None = None,
         etag: str = "",
     ) -> None:
-        #: Of the byte that comes next.
-        self.offset = offset
-        #: Which execution's; None until the server has told.
-        self.attempt = attempt
+        super().__init__(transport, offset, attempt)
         #: Of the file that is read, as in the header; "" until the server has told.
         self.etag = etag
         #: Length of the whole file; None until the server has told.
         self.total: int | None = None
-        self._transport = transport
         self._target = target
         self._stop = stop
-        self._connected = False
-        self._pieces = self._read()
-
-    def __next__(self) -> bytes:
-        while not (piece := next(self._pieces)):
-            pass
-        return piece
-
-    def connect(self) -> Self:
-        """Reach the server, so that `etag` and `total` are known; reading does so by itself."""
-        if not self._connected:
-            next(self._pieces)
-        return self
-
-    def close(self) -> None:
-        """Hang up; safe to repeat."""
-        self._pieces.close()
 
     @property
     def _end(self) -> int | None:
@@ -170,32 +144,12 @@ class FileStream(Iterator[bytes]):
             return self.total
         return min(self.total, self._stop)
 
-    def _read(self) -> Generator[bytes, None, None]:
-        patience = Patience(self._transport.patience_secs)
-        while True:
-            try:
-                response = self._open()
-            except Unavailable as exc:
-                patience.pause(exc, getattr(exc, "retry_after", None))
-                continue
-            try:
-                _check_head(response)
-                self._learn(response)
-                self._connected = True
-                yield b""
-                for piece in response.stream(_PIECE_BYTES, decode_content=False):
-                    patience.refill()
-                    self.offset += len(piece)
-                    yield piece
-                why = "it ended"
-            except (HTTPError, _CutHead) as exc:
-                why = str(exc)
-            finally:
-                response.close()
-            if self._end is not None and self.offset >= self._end:
-                return
-            broken = f"the download broke at byte {self.offset} of {self._end}: {why}"
-            patience.pause(Unavailable(broken, code="unreachable"))
+    def _is_over(self, broke: Exception | None, patience: Patience) -> bool:
+        if self._end is not None and self.offset >= self._end:
+            return True
+        why = f"the download broke at byte {self.offset} of {self._end}: {broke or 'it ended'}"
+        patience.pause(Unavailable(why, code="unreachable"))
+        return False
 
     def _open(self) -> BaseHTTPResponse:
         headers = {}
@@ -212,6 +166,7 @@ class FileStream(Iterator[bytes]):
             raise
 
     def _learn(self, response: BaseHTTPResponse) -> None:
+        _check_head(response)
         headers = response.headers
         if headers.get("X-File-Kind") != "file":
             raise BadInput("this is a directory; it comes as an archive only", code="is_directory")

@@ -1,7 +1,7 @@
 """Streams that go on where they were cut: log bytes by offset, events by sequence number."""
 
-from collections.abc import Generator, Iterator
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -9,10 +9,10 @@ from urllib3.response import BaseHTTPResponse
 
 from sirepo_jobs.errors import Error, Unavailable
 
+from .byte_stream import PIECE_BYTES, ByteStream
 from .records import Event, job_of
 from .transport import Params, Patience, Transport
 
-_PIECE_BYTES = 256 << 10
 #: A silent follower asks again after so long, in case the other side is gone without a word.
 _SILENCE_SECS = 300.0
 #: How long the end of a job may come after the end of its output.
@@ -23,8 +23,8 @@ _EVENT_SILENCE_SECS = 60.0
 _MAX_EVENT_BYTES = 4 << 20
 
 
-class LogStream(Iterator[bytes]):
-    """The output of one attempt from an offset on, each byte once, over as many connections as it takes."""
+class LogStream(ByteStream):
+    """The output of one attempt; with `follow` from its start, which `connect` waits for, to its end."""
 
     def __init__(
         self,
@@ -35,69 +35,42 @@ class LogStream(Iterator[bytes]):
         attempt: int | None,
         follow: bool,
     ) -> None:
-        #: Of the byte that comes next.
-        self.offset = offset
-        #: The attempt that is read; None until the server has told, or when there is none.
-        self.attempt = attempt
-        self._transport = transport
+        super().__init__(transport, offset, attempt)
         self._job_path = job_path
         self._stream = stream
         self._follow = follow
-        self._connected = False
-        self._pieces = self._read()
 
-    def __next__(self) -> bytes:
-        while not (piece := next(self._pieces)):
-            pass
-        return piece
+    def _open(self) -> BaseHTTPResponse:
+        params = {
+            "offset": self.offset or None,
+            "attempt": self.attempt,
+            "follow": 1 if self._follow else None,
+        }
+        path = f"{self._job_path}/logs/{self._stream}"
+        return self._transport.once("GET", path, params, read_secs=_SILENCE_SECS)
 
-    def connect(self) -> Self:
-        """Reach the server, so that `attempt` is known; reading does so by itself.
+    def _away(self, error: Unavailable, patience: Patience) -> None:
+        # a job may wait for hours before it says its first word
+        if not (self._follow and error.code == "timeout"):
+            super()._away(error, patience)
 
-        With `follow` it returns when the attempt has started, or the job has ended without one.
-        """
-        if not self._connected:
-            next(self._pieces)
-        return self
+    def _learn(self, response: BaseHTTPResponse) -> None:
+        # From now on this attempt: another one has other bytes at the same offsets.
+        told = response.headers.get("X-Attempt", "")
+        if told.isdecimal() and int(told) > 0:
+            self.attempt = int(told)
 
-    def close(self) -> None:
-        """Hang up; safe to repeat."""
-        self._pieces.close()
+    def _is_over(self, broke: Exception | None, patience: Patience) -> bool:
+        if isinstance(broke, ReadTimeoutError):
+            patience.refill()  # silence is no fault; ask again, lest the other side is gone
+            return False
+        if broke is not None:
+            why = f"the stream broke at byte {self.offset}: {broke}"
+            patience.pause(Unavailable(why, code="unreachable"))
+            return False
+        return not self._follow or self._has_ended(patience)
 
-    def _read(self) -> Generator[bytes, None, None]:
-        patience = Patience(self._transport.patience_secs)
-        while True:
-            try:
-                response = self._open()
-            except Unavailable as exc:
-                if self._follow and exc.code == "timeout":
-                    continue  # a job may wait for hours before it says its first word
-                patience.pause(exc, getattr(exc, "retry_after", None))
-                continue
-            # From now on this attempt: another one has other bytes at the same offsets.
-            told = response.headers.get("X-Attempt", "")
-            if told.isdecimal() and int(told) > 0:
-                self.attempt = int(told)
-            try:
-                if not self._connected:
-                    self._connected = True
-                    yield b""  # `connect` ends here
-                for piece in response.stream(_PIECE_BYTES, decode_content=False):
-                    if piece:
-                        patience.refill()
-                        self.offset += len(piece)
-                        yield piece
-                if not self._follow or self._is_over(patience):
-                    return
-            except ReadTimeoutError:
-                patience.refill()  # silence is no fault; ask again, lest the other side is gone
-            except HTTPError as exc:
-                why = Unavailable(f"the stream broke at byte {self.offset}: {exc}", code="unreachable")
-                patience.pause(why)
-            finally:
-                response.close()
-
-    def _is_over(self, patience: Patience) -> bool:
+    def _has_ended(self, patience: Patience) -> bool:
         """Whether the end of a followed stream is the end of the output.
 
         Somebody in between may end a stream politely when it is itself told to end; the job knows better.
@@ -120,15 +93,6 @@ class LogStream(Iterator[bytes]):
             return False
         return True
 
-    def _open(self) -> BaseHTTPResponse:
-        params = {
-            "offset": self.offset or None,
-            "attempt": self.attempt,
-            "follow": 1 if self._follow else None,
-        }
-        path = f"{self._job_path}/logs/{self._stream}"
-        return self._transport.once("GET", path, params, read_secs=_SILENCE_SECS)
-
 
 def server_events(transport: Transport, after: int | None) -> Iterator[Event]:
     """Events, each once and in order."""
@@ -146,7 +110,7 @@ def server_events(transport: Transport, after: int | None) -> Iterator[Event]:
             patience.pause(exc, getattr(exc, "retry_after", None))
             continue
         try:
-            for seq, data in parse_events(response.stream(_PIECE_BYTES, decode_content=False)):
+            for seq, data in parse_events(response.stream(PIECE_BYTES, decode_content=False)):
                 patience.refill()
                 after = seq if seq is not None else after
                 if data:
