@@ -15,6 +15,8 @@ from .store.unit import EventRow
 RING = 512
 #: Rows read from the store at once.
 PAGE = 500
+#: Positions looked at in one go for the events of one user, who may have few among many.
+WINDOW = 10_000
 
 
 class EventHub:
@@ -60,9 +62,9 @@ class EventHub:
                 rows = [row for row in self._ring if row.seq > position]
                 position = rows[-1].seq
             else:
-                upto = self.last
-                rows = await self._store.events(after=position, limit=PAGE, user=user)
-                position = rows[-1].seq if len(rows) == PAGE else max(upto, rows[-1].seq if rows else 0)
+                upto = min(self.last, position + WINDOW)
+                rows = await self._store.events(after=position, upto=upto, limit=PAGE, user=user)
+                position = rows[-1].seq if len(rows) == PAGE else upto
             for row in rows:
                 if user is None or row.user == user:
                     yield row

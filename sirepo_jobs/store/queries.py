@@ -124,10 +124,12 @@ def attempts_of(connection: Connection, jid: str) -> list[AttemptRecord]:
 
 
 def events_after(
-    connection: Connection, *, after: int, limit: int, user: str | None, jid: str | None
+    connection: Connection, *, after: int, upto: int | None, limit: int, user: str | None, jid: str | None
 ) -> list[EventRow]:
-    """The stream behind position `after`."""
+    """The stream behind position `after`, not beyond `upto`."""
     query = select(events).where(events.c.seq > after).order_by(events.c.seq).limit(limit)
+    if upto is not None:
+        query = query.where(events.c.seq <= upto)
     if user is not None:
         query = query.where(events.c.user == user)
     if jid is not None:

@@ -132,11 +132,22 @@ class Store:
         return await self._reader.ask(lambda connection: queries.attempts_of(connection, jid))
 
     async def events(
-        self, *, after: int, limit: int, user: str | None = None, jid: str | None = None
+        self,
+        *,
+        after: int,
+        limit: int,
+        upto: int | None = None,
+        user: str | None = None,
+        jid: str | None = None,
     ) -> list[EventRow]:
-        """The stream of events behind position `after`, of one user, of one job, or of all."""
+        """The stream of events behind position `after`, of one user, of one job, or of all.
+
+        A user has no index of his own: with `upto` no more is looked at than what lies between.
+        """
         return await self._reader.ask(
-            lambda connection: queries.events_after(connection, after=after, limit=limit, user=user, jid=jid)
+            lambda connection: queries.events_after(
+                connection, after=after, upto=upto, limit=limit, user=user, jid=jid
+            )
         )
 
     async def key(self, user: str, key: str) -> KeyRow | None:

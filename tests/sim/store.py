@@ -273,10 +273,22 @@ class SimStore:
         return sorted((a for a in self.disk.attempts if a.jid == jid), key=lambda a: a.attempt)
 
     async def events(
-        self, *, after: int, limit: int, user: str | None = None, jid: str | None = None
+        self,
+        *,
+        after: int,
+        limit: int,
+        upto: int | None = None,
+        user: str | None = None,
+        jid: str | None = None,
     ) -> list[EventRow]:
         await self._read()
-        rows = self.disk.events[bisect_right(self.disk.events, after, key=lambda row: row.seq) :]
+        first = bisect_right(self.disk.events, after, key=lambda row: row.seq)
+        end = (
+            len(self.disk.events)
+            if upto is None
+            else bisect_right(self.disk.events, upto, key=lambda row: row.seq)
+        )
+        rows = self.disk.events[first:end]
         return [row for row in rows if user in (None, row.user) and jid in (None, row.jid)][:limit]
 
     async def key(self, user: str, key: str) -> KeyRow | None:
