@@ -372,6 +372,8 @@ def _check(spec: JobSpec, pointer: str) -> None:
     _check_container(spec, refuse)
     if len(spec.tags) > MAX_TAGS or any(len(k) > 100 or len(v) > 500 for k, v in spec.tags.items()):
         refuse("tags", f"at most {MAX_TAGS} tags, names up to 100 and values up to 500 characters")
+    if "" in spec.tags:
+        refuse("tags", f"the value {spec.tags[''][:64]!r} has no name; a tag is NAME: VALUE")
     if not 0 <= spec.priority <= 10:
         refuse("priority", f"{spec.priority} is outside 0..10")
     if not 1 <= spec.max_attempts <= 100:
@@ -396,7 +398,7 @@ def _check_container(spec: JobSpec, refuse: Any) -> None:
         if getattr(spec, field) and spec.driver == "local":
             refuse(field, "driver local runs no containers; choose another driver, or leave it out")
     if spec.image is not None and (not _IMAGE.fullmatch(spec.image)):
-        refuse("image", f"{spec.image[:64]!r} is not the name of an image")
+        refuse("image", f"{spec.image[:64]!r} is not the name of an image; leave it out for none")
     if len(spec.mounts) > MAX_MOUNTS:
         refuse("mounts", f"has {len(spec.mounts)}, at most {MAX_MOUNTS} are allowed", TooLarge)
     for mount in spec.mounts:
