@@ -10,7 +10,7 @@ from sirepo_jobs.errors import Error
 from . import render
 from .group import Group
 from .surroundings import Surroundings, options
-from .trouble import Trouble, exit_status, tell
+from .verbs import tell_each
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -74,25 +74,7 @@ def _verb(name: str, method: str, help_text: str) -> click.Command:
     @options
     @click.pass_obj
     def command(here: Surroundings, agents: tuple[str, ...]) -> int:
-        client = here.client()
-        status = 0
-        answers: list[dict[str, Any]] = []
-        for agent in agents:
-            try:
-                answer = getattr(client, method)(agent)
-            except Error as exc:  # the others are told all the same
-                status = max(status, exit_status(exc))
-                if here.json:
-                    answers.append({"agent": agent, "error": Trouble.of_error(exc).as_json()})
-                else:
-                    tell(here, Trouble.of_error(exc))
-                continue
-            answers.append(answer)
-            if not here.json:
-                print(render.safe(f"{answer['agent']} {_state(answer)}"))
-        if here.json:
-            render.values(here.output, answers)
-        return status
+        return tell_each(here, agents, getattr(here.client(), method), kind="agent", state=_state)
 
     return command
 

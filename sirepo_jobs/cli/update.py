@@ -62,4 +62,4 @@ def update_command(
         )
     client = here.client()
     chosen = select(client, Chosen(jids, filters, tag, everything), "active")
-    return tell_each(here, chosen, lambda jid: client.change(jid, **changes))
+    return tell_each(here, chosen, lambda jid: client.change(jid, **changes).raw)

@@ -1,7 +1,7 @@
 """`cancel`, `hold`, `release`, `retry`, `suspend`, `resume`: telling jobs what to do, one or many."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,26 +13,36 @@ from .surroundings import Surroundings, options
 from .trouble import Trouble, exit_status, tell
 
 if TYPE_CHECKING:
-    from sirepo_jobs.client import Client, Job
+    from sirepo_jobs.client import Client
 
 
-def tell_each(here: Surroundings, jids: list[str], act: "Callable[[str], Job]") -> int:
-    """Ask it of each job, whatever the others answer; the worst status."""
+def tell_each(
+    here: Surroundings,
+    names: Iterable[str],
+    act: Callable[[str], dict[str, Any]],
+    *,
+    kind: str = "jid",
+    state: Callable[[dict[str, Any]], str] = lambda answer: str(answer["state"]),
+) -> int:
+    """Ask it of each job or other `kind` of thing, whatever the others answer; the worst status.
+
+    `act` gives the answer as JSON has it, which carries the name under `kind`.
+    """
     status = 0
-    answers = []
-    for jid in jids:
+    answers: list[dict[str, Any]] = []
+    for name in names:
         try:
-            job = act(jid)
+            answer = act(name)
         except Error as exc:  # the others are told all the same
             status = max(status, exit_status(exc))
             if here.json:
-                answers.append({"jid": jid, "error": Trouble.of_error(exc).as_json()})
+                answers.append({kind: name, "error": Trouble.of_error(exc).as_json()})
             else:
                 tell(here, Trouble.of_error(exc))
             continue
-        answers.append(job.raw)
+        answers.append(answer)
         if not here.json:
-            print(render.safe(f"{job.jid} {job.state}"))
+            print(render.safe(f"{answer[kind]} {state(answer)}"))
     if here.json:
         render.values(here.output, answers)
     return status
@@ -52,7 +62,8 @@ def _verb(name: str, states: str, help_text: str) -> click.Command:
     ) -> int:
         client: Client = here.client()
         chosen = select(client, Chosen(jids, filters, tag, everything), states)
-        return tell_each(here, chosen, getattr(client, name.replace("-", "_")))
+        act = getattr(client, name.replace("-", "_"))
+        return tell_each(here, chosen, lambda jid: act(jid).raw)
 
     return command
 
