@@ -45,7 +45,7 @@ MUTANTS: Final = (
         "agents/outbox.py",
         "if kept.seq > self._synced or (records and size > max_bytes):",
         "if records and size > max_bytes:",
-        "tests/unit/test_agent_roster.py",
+        "tests/unit/test_agent_journal.py",
     ),
     Mutant(
         "events shown before they are durable",
@@ -80,16 +80,18 @@ MUTANTS: Final = (
         "        self.adopt",
     ),
     Mutant(
-        "what runs after a restart holds nothing",
+        "what runs after a restart has no op",
         "sirepo_jobs/supervisor.py",
         "            self.adopt(job, agent, standby=job.record.started_at is None)\n",
-        "            self.adopt(job, agent, standby=True)\n",
+        "",
+        "tests/integration/test_supervisor.py tests/integration/test_supervisor_races.py",
     ),
     Mutant(
-        "a successor's slots are booked for nobody",
+        "the successor of one that never began has no slots",
         "sirepo_jobs/agent_talk.py",
-        "                self._supervisor.ops.own(job.op)  # it runs",
-        "                pass  # it runs",
+        "        if message.successor and job.op is not None:\n",
+        "        if message.began and message.successor and job.op is not None:\n",
+        "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(
         "a run dir stays taken",
@@ -109,13 +111,14 @@ MUTANTS: Final = (
         "sirepo_jobs/agent_line.py",
         "elif (frame.epoch, frame.session) != (self._supervisor.store.epoch, self.session):",
         "elif False:",
+        "tests/unit/test_agent_line.py",
     ),
     Mutant(
         "the agent listens to old sessions",
         "agents/session.py",
-        "        if (word.session, word.epoch) != (self._session, self._epoch) or not (word.msgs or word.notes):\n"
-        "            return\n",
-        "",
+        "            if (received.epoch, received.session) == (self._epoch, self._session):",
+        "            if True:",
+        "tests/integration/test_launcher_order.py",
     ),
     Mutant(
         "a stale attempt is accepted",
@@ -169,13 +172,14 @@ MUTANTS: Final = (
         "sirepo_jobs/agent_talk.py",
         "            return isinstance(message, protocol.Exited)\n",
         "            return True\n",
+        "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(
         "a gap in the records is no matter",
         "sirepo_jobs/agent_talk.py",
         "        if agent.heard is not None and seq > agent.heard + 1:",
         "        if False:",
-        "tests/integration/test_supervisor_races.py",
+        "tests/integration/test_found_by_simulation.py",
     ),
     # -- the outbox and the journal
     Mutant(
@@ -197,14 +201,14 @@ MUTANTS: Final = (
         "",
     ),
     Mutant(
-        "a torn line is believed",
+        "a line that was changed is believed",
         "agents/journal.py",
         '        if len(line) < 11 or b"%08x" % zlib.crc32(line[9:]) != line[:8]:\n            break\n',
         "",
         "tests/unit/test_agent_journal.py",
     ),
     Mutant(
-        "an attempt is forgotten before its end is acknowledged",
+        "an attempt of before a crash is never forgotten",
         "agents/journal.py",
         "        past.kept.append((Kept(record.seq, payload, key if isinstance(record, Exited) else None), record))",
         "        past.kept.append((Kept(record.seq, payload, None), record))",
@@ -233,7 +237,27 @@ MUTANTS: Final = (
         "agents/recovery.py",
         "        if not self._hunt() and not self._old_spawners():",
         "        if not self._hunt():",
-        "tests/integration/test_launcher_crash.py",
+    ),
+    Mutant(
+        "a hello that was long on its way is believed",
+        "sirepo_jobs/agent_talk.py",
+        "        if not (fresh or rebooted) and hello.made_at and hello.made_at <= agent.hello_made_at:",
+        "        if False:",
+        "tests/integration/test_found_by_simulation.py",
+    ),
+    Mutant(
+        "what may have begun before a reboot is begun again",
+        "sirepo_jobs/agent_talk.py",
+        "                if item is None and rebooted and record.started_at is None",
+        "                if False and record.started_at is None",
+        "tests/integration/test_found_by_simulation.py",
+    ),
+    Mutant(
+        "a job that is looked at leaves memory",
+        "sirepo_jobs/compute_job.py",
+        "                self.release(job)  # it may stand among those that may go\n",
+        "",
+        "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(
         "leftovers live on",
@@ -315,12 +339,13 @@ MUTANTS: Final = (
         "agents/desk.py",
         "        return self._next_sync if self._outbox.unsynced and not self.disk_full else None",
         "        return self._next_sync if self._outbox.unsynced else None",
+        "tests/integration/test_launcher_disk.py",
     ),
     Mutant(
         "an agent that ends costs jobs their starts",
         "sirepo_jobs/lifecycle.py",
         "(not job.stopping and event.reason is not Reason.DRAINING)",
         "(not job.stopping)",
-        "tests/unit/test_lifecycle.py",
+        "tests/integration/test_found_by_simulation.py",
     ),
 )

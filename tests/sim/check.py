@@ -245,6 +245,8 @@ class Checker:
             self.bad("I10", f"{at}: {row.jid} is called completed with {code} {number}")
         if row.stdout_bytes != written and "host_full" not in self.faults and "host_power" not in self.faults:
             self.bad("I16", f"{at}: {row.jid} wrote {written} bytes, recorded are {row.stdout_bytes}")
+        if row.jid in self.canceled and hit and number in (9, 15) and row.state is not State.CANCELED:
+            self.bad("I18", f"{at}: {row.jid} was ended by our signal after its cancel and is {row.state}")
         if row.state is State.CANCELED and not hit:
             self.bad("I18", f"{at}: {row.jid} ended by itself with {code} {number} and is called canceled")
 

@@ -173,7 +173,7 @@ class Clients:
     def _wish(self, wish: Wish, tries: int = 0) -> None:
         jid = self.jids.get(wish.order)
         if jid is None:
-            if tries < 5:
+            if tries < 5 or wish.verb == "cancel":
                 self.world.after(1.0, self._wish, wish, tries + 1)
             return
         if wish.verb == "read":

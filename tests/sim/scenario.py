@@ -86,6 +86,13 @@ def draw(seed: int) -> Scenario:
         user, at = orders[0].user, orders[0].at
         orders = [msgspec.structs.replace(order, batch=1, user=user, at=at) for order in orders]
     wishes = [_wish(dice, count, span) for _ in range(dice.choice((0, 0, 1, 2, 4)))]
+    for wish in wishes:
+        again = any(w.order == wish.order and w.verb == "retry" for w in wishes)
+        if wish.verb == "cancel" and not again and dice.random() < 0.3:
+            # it would run for ever, so that its cancel has to end it
+            order = orders[wish.order]
+            plan = msgspec.structs.replace(order.plan, secs=2000.0)
+            orders[wish.order] = msgspec.structs.replace(order, plan=plan)
     faults = _faults(dice, span)
     healed_at = None if dice.random() < 0.2 else span + 5.0
     if healed_at is not None:

@@ -347,6 +347,8 @@ class TheWorld(World):
             if proc.actor is None or proc.actor.code is None:
                 continue
             desk = proc.actor.code._desk
+            if len(desk._roster) and not desk.unsaid and not desk.live:
+                self.note("leak", "roster", proc.spec.agent, len(desk._roster))  # type: ignore[attr-defined]
             if (desk.live and not lost) or (desk.unsaid and proc.actor.code._upstream.open):
                 self.note("leak", "desk", proc.spec.agent, desk.live, desk.unsaid)  # type: ignore[attr-defined]
         for kind in ("job", "leftover"):

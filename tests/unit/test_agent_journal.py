@@ -201,3 +201,17 @@ def test_ended_record_is_said_again_only_if_it_was_said() -> None:
     outbox.batch(100)
     assert outbox.again(("j1", 1)) == b"1"
     assert outbox.again(("j9", 1)) is None
+
+
+def test_a_line_that_is_not_as_it_was_written_is_not_believed(tmp_path: Path) -> None:
+    """One flipped digit: it is as good JSON as before."""
+    journal = written(tmp_path)
+    journal.intend(intent("a"))
+    journal.keep(exited(1, "a"))
+    assert journal.sync()
+    path = tmp_path / "journal"
+    data = path.read_bytes()
+    assert data.count(b'"exit_code":0') == 1
+    path.write_bytes(data.replace(b'"exit_code":0', b'"exit_code":7'))
+    past = Journal(str(tmp_path)).replay("boot")
+    assert (list(past.intents), list(past.kept)) == ([("a", 1)], [])
