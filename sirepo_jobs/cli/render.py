@@ -25,7 +25,7 @@ _COLORS = {
 }
 
 #: What may be cut with an ellipsis, and to what width at least. What people copy is never cut.
-_ELASTIC = {"NAME": 16, "WHY": 8, "VALUE": 12, "SOURCE": 12, "TROUBLE": 12, "HOST": 8}
+_ELASTIC = {"NAME": 12, "WHY": 7, "VALUE": 12, "SOURCE": 12, "TROUBLE": 12, "HOST": 8}
 
 
 def color(state: str) -> str:

@@ -1,5 +1,6 @@
 """`Client`: the calls of the API as methods."""
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -406,6 +407,9 @@ class Client(AbstractContextManager["Client"]):
 
     def revoke_token(self, token_id: str) -> dict[str, Any]:
         """End a token for good; again changes nothing."""
+        if not re.fullmatch("[0-9a-f]{12}", token_id):
+            why = f"there is no token {token_id!r}: ids are twelve hexadecimal digits, as lists show them"
+            raise NotFound(why, code="token_not_found")
         path = f"/api/v1/tokens/{quote(token_id, safe='')}"
         answer: dict[str, Any] = self.transport.call("DELETE", path)
         return answer

@@ -84,7 +84,7 @@ _JOB = (
 @pytest.mark.parametrize(
     ("width", "heads", "row"),
     [
-        (60, _PS[:4], f"{_JID} a name of many wo\u2026 running -"),
+        (60, _PS[:5], f"{_JID} a name of m\u2026 running - 2.5s"),
         (72, _PS[:6], f"{_JID} a name of many wo\u2026 running - 2.5s 2.4s"),
         (100, _PS, " ".join(_JOB)),
     ],
@@ -101,6 +101,15 @@ def test_a_narrow_table_gives_up_the_lesser_columns_first(
     assert (tuple(lines[0].split()), needed) == (heads, width)
     assert lines[1].split() == row.split()
     assert max(map(cell_len, lines)) <= width
+
+
+@pytest.mark.parametrize("why", ["CANCELED_BY_USER", "exit 0", "-"])
+def test_every_state_fits_into_sixty_columns(why: str) -> None:
+    """`watch` cut the ids there, and `ps` broke its lines."""
+    row = (_JID, "n" * 40, "completed", why, "10m 56s", "1.7s", "100%")
+    table, needed = render.fitted(_PS, [row], 60, FIRST_TO_GO)
+    assert needed == 60
+    assert table.columns[0].width == len(_JID)
 
 
 def test_what_is_copied_is_never_cut() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sirepo_jobs import rootdir
-from sirepo_jobs.client import Job, exit_status, records, streams, transport
+from sirepo_jobs.client import Client, Job, exit_status, records, streams, transport
 from sirepo_jobs.client.records import job_of
 from sirepo_jobs.client.transport import Patience, error_of
 from sirepo_jobs.client.where import find
@@ -147,3 +147,10 @@ def test_patience_ends_and_is_refilled(monkeypatch: pytest.MonkeyPatch) -> None:
             patience.pause(away)
     assert now - began == pytest.approx(10.0)
     assert 0 < tries < 20
+
+
+def test_what_is_no_id_of_a_token_is_no_path() -> None:
+    """`token revoke ann` was answered with "there is nothing at /api/v1/tokens/ann"."""
+    client = Client("http://127.0.0.1:1", "t", patience_secs=0)
+    with pytest.raises(NotFound, match="there is no token 'ann'"):
+        client.revoke_token("ann")
