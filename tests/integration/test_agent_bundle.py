@@ -25,13 +25,13 @@ UID = 1234
 def bare_root(path: Path) -> Path:
     """A root file system with the bundle, two empty directories, and nothing else."""
     root = path / "root"
-    for name in ("proc", "dev", "work", "opt/agent"):
+    for name in ("proc", "dev", "srv", "opt/agent"):
         (root / name).mkdir(parents=True)
     os.mknod(root / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))
     (root / "dev/null").chmod(0o666)
     with tarfile.open(OUT / TAR) as archive:
         archive.extractall(root / "opt/agent", filter="fully_trusted")
-    os.chown(root / "work", UID, UID)
+    os.chown(root / "srv", UID, UID)
     return root
 
 
@@ -94,12 +94,12 @@ async def test_agent_runs_jobs_where_there_is_nothing(tmp_path: Path, place: str
     spec = AgentSpec(
         agent="a1",
         environment=Environment(driver="local", user="u"),
-        url="unix:/work/socket",
+        url="unix:/srv/socket",
         token="t",
-        home="/work/home",
-        run_root="/work/run",
+        home="/srv/home",
+        run_root="/srv/run",
     )
-    async with Stage(root / "work/socket") as stage, confined(root, *command, "run") as process:
+    async with Stage(root / "srv/socket") as stage, confined(root, *command, "run") as process:
         stage.path.chmod(0o666)
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(spec))
@@ -108,7 +108,7 @@ async def test_agent_runs_jobs_where_there_is_nothing(tmp_path: Path, place: str
         python = command[:-1]
         await stage.send([stage.run("j", [*python, "-c", PROBE])])
         ended = await stage.ended("j")
-        run_dir = root / "work/run/users/u/jobs/j/1"
+        run_dir = root / "srv/run/users/u/jobs/j/1"
         assert ended.exit_code == 0, (run_dir / "stderr").read_text()
         assert (run_dir / "stdout").read_text() == f"{UID} []\n"
         await stage.send([stage.run("none", ["/bin/sh"])])
