@@ -80,13 +80,6 @@ MUTANTS: Final = (
         "        self.adopt",
     ),
     Mutant(
-        "what runs after a restart has no op",
-        "sirepo_jobs/supervisor.py",
-        "            self.adopt(job, agent, standby=job.record.started_at is None)\n",
-        "",
-        "tests/integration/test_supervisor.py tests/integration/test_supervisor_races.py",
-    ),
-    Mutant(
         "the successor of one that never began has no slots",
         "sirepo_jobs/agent_talk.py",
         "        if message.successor and job.op is not None:\n",
@@ -126,13 +119,6 @@ MUTANTS: Final = (
         '    if event.serial == job.serial and event.attempt == job.attempt:\n        return ""\n',
         '    return ""\n',
         "tests/unit/test_lifecycle.py",
-    ),
-    Mutant(
-        "the directory is no fence",
-        "agents/birth.py",
-        "    except FileExistsError:\n        return False\n    return True",
-        "    except FileExistsError:\n        return True\n    return True",
-        "tests/integration/test_launcher_crash.py tests/integration/test_launcher_jobs.py",
     ),
     Mutant(
         "a known attempt is begun again",
@@ -233,12 +219,6 @@ MUTANTS: Final = (
         "        return False\n",
     ),
     Mutant(
-        "old spawners are not waited for",
-        "agents/recovery.py",
-        "        if not self._hunt() and not self._old_spawners():",
-        "        if not self._hunt():",
-    ),
-    Mutant(
         "a hello that was long on its way is believed",
         "sirepo_jobs/agent_talk.py",
         "        if not (fresh or rebooted) and hello.made_at and hello.made_at <= agent.hello_made_at:",
@@ -302,6 +282,7 @@ MUTANTS: Final = (
         "sirepo_jobs/agent_talk.py",
         "        if job.record.stopping:\n            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)\n        elif",
         "        if job.record.stopping:\n            pass\n        elif",
+        "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(
         "one that came while a page was read is forgotten",
@@ -339,7 +320,7 @@ MUTANTS: Final = (
         "agents/desk.py",
         "        return self._next_sync if self._outbox.unsynced and not self.disk_full else None",
         "        return self._next_sync if self._outbox.unsynced else None",
-        "tests/integration/test_launcher_disk.py",
+        "tests/unit/test_desk.py",
     ),
     Mutant(
         "an agent that ends costs jobs their starts",

@@ -55,6 +55,8 @@ class Checker:
         self.last_attempt: dict[str, int] = {}
         self.events: list[tuple[Any, ...]] = []
         self.canceled: dict[str, float] = {}
+        #: Attempts that ended when their job was canceled already.
+        self.stopped: set[tuple[str, int]] = set()
         self.alive: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
         self.cpus = 0
         self.seen: dict[tuple[int, str], int] = {}
@@ -183,6 +185,8 @@ class Checker:
                 self.bad("I8", f"{at}: {kind} makes {jid} {state} from {before}")
             if version <= self.version[jid]:
                 self.bad("I8", f"{at}: {kind} gives {jid} version {version} after {self.version[jid]}")
+        if kind == "Exited" and jid in self.canceled:
+            self.stopped.add((jid, self.last_attempt.get(jid, 0)))
         if kind == "Assigned":
             self._assigned(at, jid)
         elif kind in ("RetryAsked", "Released"):
@@ -245,7 +249,9 @@ class Checker:
             self.bad("I10", f"{at}: {row.jid} is called completed with {code} {number}")
         if row.stdout_bytes != written and "host_full" not in self.faults and "host_power" not in self.faults:
             self.bad("I16", f"{at}: {row.jid} wrote {written} bytes, recorded are {row.stdout_bytes}")
-        if row.jid in self.canceled and hit and number in (9, 15) and row.state is not State.CANCELED:
+        # (a launcher that dies twice in one recovery does not know any more whom it has killed)
+        by_us = hit and number in (9, 15) and not (number == 9 and row.proof == "exit_record")
+        if (row.jid, row.attempt) in self.stopped and by_us and row.state is not State.CANCELED:
             self.bad("I18", f"{at}: {row.jid} was ended by our signal after its cancel and is {row.state}")
         if row.state is State.CANCELED and not hit:
             self.bad("I18", f"{at}: {row.jid} ended by itself with {code} {number} and is called canceled")

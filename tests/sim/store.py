@@ -11,9 +11,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from sirepo_jobs.errors import StoreError, Unavailable
 from sirepo_jobs.job import HELD_BY_AGENT, AttemptRecord, State
 from sirepo_jobs.store import AgentRow, EventRow, JobQuery, KeyRow, PendingRow, StoredJob, Unit
+from sirepo_jobs.store.lists import JobPage
 from sirepo_jobs.tokens import TokenRow
 
 
@@ -262,6 +265,12 @@ class SimStore:
             and (query.before_seq is None or job.record.seq < query.before_seq)
         ]
         return found[::-1][: query.limit]
+
+    async def find_jobs(self, query: JobQuery) -> JobPage:
+        """As `list_jobs`; what else may be asked for is not modelled."""
+        found = await self.list_jobs(msgspec.structs.replace(query, limit=query.limit + 1))
+        more = len(found) > query.limit
+        return JobPage(found[: query.limit], found[query.limit - 1].record.seq if more else None)
 
     async def count_by_state(self, user: str | None) -> dict[str, int]:
         await self._read()

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from sirepo_jobs.errors import StoreError
 from sirepo_jobs.job import HELD_BY_AGENT, AttemptRecord, State
 from sirepo_jobs.store import AgentRow, EventRow, JobQuery, KeyRow, Store, StoredJob, Unit
+from tests.sim.store import Disk, SimStore
 from tests.unit.test_store import a_stored, an_event, seqs
 
 USERS = ["ann", "bob", "\u00e9ve"]
@@ -41,12 +42,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = Store.open(self._url)
+        self.store = self._opened()
         self._epoch += 1
         assert self.store.epoch == self._epoch
         assert self.store.last_job_seq == len(self.jobs)
         assert self.store.last_event_seq == len(self.events)
         self.store.start(self._runner.get_loop(), self._fatal.append)
+
+    def _opened(self) -> Any:
+        return Store.open(self._url)
 
     def teardown(self) -> None:
         self._runner.run(self.store.close())
@@ -178,3 +182,19 @@ TestStoreMachine.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+class SimulatedStoreMachine(StoreMachine):
+    """The model that the simulation has of the store keeps the same promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._disk = Disk()
+        self._disk.commit_secs = self._disk.read_secs = (0.0, 0.0)
+
+    def _opened(self) -> Any:
+        return SimStore(self._disk)
+
+
+TestSimulatedStoreMachine = SimulatedStoreMachine.TestCase
+TestSimulatedStoreMachine.settings = TestStoreMachine.settings
