@@ -5,16 +5,11 @@ the headers before the body, so that nobody uploads what would be refused.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import re
-import socket
-import sys
-import termios
 import time
 from collections.abc import Mapping
-from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,10 +20,9 @@ from sirepo_jobs.errors import BadInput, Error, TooLarge, Unauthorized, Unavaila
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec, parse_submission
 
-from . import limits, openapi, problems, query
+from . import limits, openapi, query
 from .auth import Principal, Scope
-from .problems import MethodNotAllowed
-from .rates import TooManyRequests
+from .reply import Reply, passed_on
 from .routes import Kind, Route, plain
 from .upstream import Asking, Cut
 
@@ -39,47 +33,9 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
-#: What of the supervisor's headers clients see.
-_PASSED_ON = {
-    name.lower(): name
-    for name in (
-        "Content-Type",
-        "Content-Length",
-        "Location",
-        "Retry-After",
-        "X-Attempt",
-        "Idempotent-Replayed",
-        "X-Accel-Buffering",
-        "Link",
-    )
-}
-#: And of what it says about a file. Other answers have entity tags that nobody keeps.
-_PASSED_ON_OF_FILES = _PASSED_ON | {
-    name.lower(): name
-    for name in (
-        "ETag",
-        "Last-Modified",
-        "Accept-Ranges",
-        "Content-Range",
-        "Content-Disposition",
-        "X-File-Kind",
-    )
-}
 #: What the supervisor is told of a request for a file.
 _CONDITIONS = ("Range", "If-Range", "If-None-Match")
-#: The state of a TCP connection that is open both ways (TCP_INFO).
-_ESTABLISHED = 1
 _CONDITION = re.compile(r"[\t\x20-\x7e]{1,2000}")
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-
-#: Behind TLS only: browsers never come back in the clear.
-_HSTS = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 class _Batch(msgspec.Struct):
@@ -120,10 +76,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._held_bytes = 0
         self._body_limit = limits.MAX_SMALL_BODY_BYTES
         self._refusal: Error | None = None
-        #: Headers of an answer that wait for the first piece of its body.
-        self._held: tuple[int, httputil.HTTPHeaders] | None = None
-        self._began = False
-        self._over = False
+        self._reply = Reply(
+            connection, tls=frontend.tls is not None, on_status=self._told, on_over=self._leave
+        )
         #: To be written down when it ends: it would change something, and was heard, or refused.
         self._to_note = False
         self._asking: Asking | None = None
@@ -139,8 +94,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         assert isinstance(start_line, httputil.RequestStartLine)
         self._line = start_line
         self._headers = headers
+        self._reply.headers_only = start_line.method == "HEAD"
         given = headers.get("X-Request-Id", "")
         self._id = given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+        self._reply.always = {**self._frontend.origins.answer(headers), "X-Request-Id": self._id}
         self._frontend.enter(self)
         try:
             self._admit()
@@ -223,14 +180,14 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._held_bytes = 0
 
     def finish(self) -> None:
-        if self._over:
+        if self._reply.over:
             return
         self._to_note = self._to_note or (self._changes and self._refusal is None)
         self._connection.set_close_callback(self.on_connection_close)
         if self._refusal is not None:
             self._tell(self._refusal)
         elif self._preflight is not None:
-            self._whole(200, b"", {"Content-Type": "text/plain", **self._preflight})
+            self._reply.whole(200, b"", {"Content-Type": "text/plain", **self._preflight})
         elif not self.may_stay:  # a body may be long in coming
             self._tell(_no_longer_valid())
         elif self._changes and (trouble := self._frontend.audit.trouble) is not None:
@@ -238,15 +195,15 @@ class Exchange(httputil.HTTPMessageDelegate):
         elif self._frontend.busy():
             self._tell(Unavailable("too many requests at the same time; try again", code="busy"))
         elif self._route is not None and self._route.kind is Kind.HEALTH:
-            self._whole(200, b'{"status":"ok"}\n')
+            self._reply.whole(200, b'{"status":"ok"}\n')
         elif self._route is not None and self._route.kind is Kind.DOCUMENT:
-            self._whole(200, openapi.document_bytes(self._frontend.public.url))
+            self._reply.whole(200, openapi.document_bytes(self._frontend.public.url))
         else:
             self._task = asyncio.create_task(self._forward(), name=f"exchange {self._id}")
 
     def on_connection_close(self) -> None:
         """The client is gone; so is every reason to bother the supervisor."""
-        self._leave()
+        self._reply.leave()
         if self._asking is not None:
             self._asking.abort()
         self._connection.close()  # safe to repeat; it may be us who found out
@@ -257,23 +214,12 @@ class Exchange(httputil.HTTPMessageDelegate):
         try:
             await self._ask()
         except Cut:
-            if self._began:
-                self._break_off()
-            else:
-                self._tell(Unavailable("the supervisor went away while it answered"))
+            self._tell(Unavailable("the supervisor went away while it answered"))
         except Error as exc:
-            if self._began:
-                self._break_off()
-            else:
-                self._tell(exc)
+            self._tell(exc)
         except Exception:
             log.exception("request failed", extra={"request_id": self._id, "path": self._path})
-            if self._began:
-                self._break_off()
-            elif not self._over:
-                self._tell(
-                    Error("something is wrong here; the log of the front end says what", code="internal")
-                )
+            self._tell(Error("something is wrong here; the log of the front end says what", code="internal"))
 
     async def _ask(self) -> None:
         route = self._route
@@ -306,7 +252,7 @@ class Exchange(httputil.HTTPMessageDelegate):
                 if not re.fullmatch(r"[0-9]{1,18}", seen):
                     raise BadInput("Last-Event-ID is the `id` of an event", code="bad_header")
                 headers["Last-Event-ID"] = seen
-        if self._over:
+        if self._reply.over:
             raise Cut  # the client left while its specs were read
         self._asking = self._frontend.upstream.ask(self)
         target = self._path + query.encode(self._query)
@@ -340,57 +286,77 @@ class Exchange(httputil.HTTPMessageDelegate):
                 self._asking.abort()
         elif self._route.kind is Kind.READY:
             if status == 200:
-                self._whole(200, b'{"status":"ready"}\n')
+                self._reply.whole(200, b'{"status":"ready"}\n')
             else:
                 self._tell(Unavailable("the supervisor is not ready yet"))
         else:
-            names = _PASSED_ON_OF_FILES if self._route.kind is Kind.FILE else _PASSED_ON
-            passed = {name: headers[key] for key, name in names.items() if key in headers}
+            passed = passed_on(headers, of_file=self._route.kind is Kind.FILE)
             if "Location" in passed:
                 self._location = passed["Location"]
                 passed["Location"] = self._frontend.public.outside(self._location)
-            if passed.get("X-File-Kind") == "archive":
-                passed.pop("Content-Length", None)  # of a HEAD: nobody knows before it is made
-            length = headers.get("content-length", "")
-            self._held = (status, self._dress(passed))
-            if not length.isdecimal() or int(length) > limits.MAX_HELD_BYTES:
-                self._send_held(b"")  # a stream: whoever follows learns at once that it is open
+            self._reply.begin(status, passed, headers.get("content-length", ""))
 
     def data(self, chunk: bytes) -> "asyncio.Future[None] | None":
         """A piece of the body; the future is done when the client's connection has taken it."""
-        if self._over or self._connection.stream.closed():
-            return None
-        if self._held is not None:
-            self._send_held(chunk)
-            return None
-        return self._connection.write(chunk)
+        return self._reply.data(chunk)
 
     def end(self) -> None:
         """The answer is complete."""
-        if self._over:
-            return
-        if self._held is not None:
-            self._send_held(b"")
-        self._connection.finish()
-        self._leave()
+        self._reply.end()
 
-    # --- to the client ---------------------------------------------------------------------------
+    # --- how it ends -----------------------------------------------------------------------------
 
     def cut(self) -> None:
         """The front end ends: a stream breaks off, so that its client asks again where it left off."""
         if self._asking is not None:
             self._asking.abort()
-        self._break_off() if self._began else self._tell(Unavailable("the front end is being restarted"))
+        self._tell(Unavailable("the front end is being restarted"))
 
     def dismiss(self) -> None:
         """Whoever asked has no valid token any more."""
         if self._asking is not None:
             self._asking.abort()
-        self._break_off() if self._began else self._tell(_no_longer_valid())
+        self._tell(_no_longer_valid())
+
+    @property
+    def may_stay(self) -> bool:
+        """What let the caller in is still valid."""
+        return self._principal is None or self._frontend.tokens.copy.stands(self._principal)
+
+    @property
+    def is_deserted(self) -> bool:
+        """Nobody waits for the answer any more, whether we were told or not."""
+        return self._reply.is_deserted(lasting=self.lasting)
+
+    @property
+    def lasting(self) -> bool:
+        """It may take longer than anybody who ends the front end wants to wait."""
+        return self._route is not None and (
+            self._route.kind in (Kind.STREAM, Kind.FILE) or "wait" in self._query
+        )
 
     @property
     def _changes(self) -> bool:
         return self._line.method not in ("GET", "HEAD", "OPTIONS")
+
+    def _tell(self, error: Error) -> None:
+        self._reply.problem(error, self._id)
+
+    def _told(self, status: int, code: str) -> None:
+        """Write down what the client is about to hear; only the first word counts."""
+        self._note(status, code)
+        if self._reply.began and log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "answered",
+                extra={
+                    "request_id": self._id,
+                    "method": self._line.method,
+                    "path": self._path,
+                    "status": status,
+                    "user": self._principal.user if self._principal else None,
+                    "secs": round(time.monotonic() - self._begun_at, 6),
+                },
+            )
 
     def _note(self, status: int, code: str = "") -> None:
         """Write it into the audit log, once."""
@@ -407,103 +373,10 @@ class Exchange(httputil.HTTPMessageDelegate):
                 code=code,
             )
 
-    @property
-    def may_stay(self) -> bool:
-        """What let the caller in is still valid."""
-        return self._principal is None or self._frontend.tokens.copy.stands(self._principal)
-
-    @property
-    def is_deserted(self) -> bool:
-        """The client has closed its connection, whether we were told or not, or has sent so much that nobody
-        could tell whether it has."""
-        stream = self._connection.stream
-        if stream is None or stream.closed():
-            return True
-        unread = int.from_bytes(fcntl.ioctl(stream.socket, termios.FIONREAD, bytes(4)), sys.byteorder)
-        state = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        return state != _ESTABLISHED or (self.lasting and unread > limits.MAX_READ_HEADER_BYTES)
-
-    @property
-    def lasting(self) -> bool:
-        """It may take longer than anybody who ends the front end wants to wait."""
-        return self._route is not None and (
-            self._route.kind in (Kind.STREAM, Kind.FILE) or "wait" in self._query
-        )
-
-    def _tell(self, error: Error) -> None:
-        """Answer with a problem."""
-        self._note(error.http_status, code=error.code)
-        headers = {"Content-Type": problems.CONTENT_TYPE}
-        if isinstance(error, Unavailable):
-            headers["Retry-After"] = str(limits.RETRY_AFTER_SECS)
-        elif isinstance(error, TooManyRequests):
-            headers["Retry-After"] = str(error.retry_after_secs)
-        elif isinstance(error, MethodNotAllowed):
-            headers["Allow"] = error.allow
-        elif isinstance(error, Unauthorized):
-            headers["WWW-Authenticate"] = "Bearer"
-        self._whole(error.http_status, problems.problem(error, self._id), headers)
-
-    def _whole(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        if self._over:
-            return
-        self._held = (
-            status,
-            self._dress(
-                {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(body))}
-            ),
-        )
-        self._send_held(body)
-        self._connection.finish()
-        self._leave()
-
-    def _dress(self, headers: Mapping[str, str]) -> httputil.HTTPHeaders:
-        return httputil.HTTPHeaders(
-            {
-                **headers,
-                **_SECURITY,
-                **(_HSTS if self._frontend.tls else {}),
-                **self._frontend.origins.answer(self._headers),
-                "X-Request-Id": self._id,
-                "Date": _date(int(time.time())),
-            }
-        )
-
-    def _send_held(self, chunk: bytes) -> None:
-        assert self._held is not None
-        status, headers = self._held
-        self._held = None
-        self._began = True
-        self._note(status)
-        if self._line.method == "HEAD":
-            chunk = b""  # its length is told, and nothing follows
-        self._connection.write_headers(
-            httputil.ResponseStartLine("HTTP/1.1", status, problems.phrase(status)), headers, chunk or None
-        )
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug(
-                "answered",
-                extra={
-                    "request_id": self._id,
-                    "method": self._line.method,
-                    "path": self._path,
-                    "status": status,
-                    "user": self._principal.user if self._principal else None,
-                    "secs": round(time.monotonic() - self._begun_at, 6),
-                },
-            )
-
-    def _break_off(self) -> None:
-        """Close the connection without an end of the body: the client sees that something is missing."""
-        if not self._over:
-            self._connection.close()
-            self._leave()
-
     def _leave(self) -> None:
         if self._refusal is not None:
             self._note(self._refusal.http_status, code=self._refusal.code)
         self._note(0)
-        self._over = True
         self._drop_body()
         if self._entered and self._principal is not None:
             self._entered = False
@@ -513,14 +386,3 @@ class Exchange(httputil.HTTPMessageDelegate):
 
 def _no_longer_valid() -> Error:
     return Unauthorized("this token is no longer valid, or cannot be checked any more", code="bad_token")
-
-
-_date_cache = (0, "")
-
-
-def _date(now: int) -> str:
-    """The `Date` header, made once a second."""
-    global _date_cache
-    if _date_cache[0] != now:
-        _date_cache = (now, formatdate(now, usegmt=True))
-    return _date_cache[1]
