@@ -235,6 +235,7 @@ class Desk:
             progress=run.progress,
             cpus=run.cpus,
             lease_secs=run.lease_secs,
+            output_bytes=run.output_bytes,
             spec=bytes(run.spec),
             reserved=reserved,
         )

@@ -25,6 +25,11 @@ from sirepo_jobs.reasons import Reason
 _LIST_BYTES: Final = 1 << 16
 #: Leases are looked at so often: what waits for something does not notice that the host was suspended.
 LEASE_LOOK_SECS: Final = 1.0
+#: Lengths of outputs are looked at so often: more often the nearer a job comes to its limit.
+OUTPUT_LOOK_SECS: Final = 1.0
+_HURRIED_LOOK_SECS: Final = 0.02
+#: Who goes on writing while it is asked to end gets so much more than its limit, then KILL.
+_OVERRUN: Final = 1.25
 _LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
 _MESSAGES: Final = {
     Reason.AGENT_LOST: _LEASE_OVER,
@@ -43,6 +48,7 @@ class Child:
         "kill_at",
         "killed",
         "mark",
+        "measured",
         "oom_kills",
         "out",
         "path",
@@ -83,6 +89,8 @@ class Child:
         self.kill_at: float | None = None
         self.killed = False
         self.slot = -1
+        #: Bytes of output when it was looked at last.
+        self.measured = 0
 
 
 class Nursery:
@@ -106,6 +114,9 @@ class Nursery:
         self.renewed_at = process.boot_secs()
         #: When, by the monotonic clock, they are looked at next.
         self._look_at = 0.0
+        #: When outputs were measured, and are measured next; None while nobody has a limit.
+        self._measured_at = 0.0
+        self._measure_at: float | None = None
         try:
             self._list: int | None = os.open(
                 f"/proc/self/task/{threading.get_native_id()}/children", os.O_RDONLY | os.O_CLOEXEC
@@ -136,6 +147,9 @@ class Nursery:
         if spawn.lease_secs is not None:
             self._leased[child.ticket] = child
             self._look_at = 0.0
+        if spawn.output_bytes is not None and self._measure_at is None:
+            self._measured_at = child.started_mono
+            self._measure_at = child.started_mono + 5 * _HURRIED_LOOK_SECS
 
     def take_rest(self, child: Child) -> None:
         """An attempt whose main process is gone already: kill what is left of it, and call it over."""
@@ -222,6 +236,26 @@ class Nursery:
                 left = min(left, lease_secs - held_for)
         self._look_at = now + left
 
+    # -- outputs
+
+    def _measure(self, now: float) -> None:
+        """Ask those to end that wrote more than they may (F053). Their files stay as they are."""
+        limited = [child for child in self._children.values() if child.spawn.output_bytes is not None]
+        left = OUTPUT_LOOK_SECS
+        since = max(now - self._measured_at, 0.001)
+        for child in limited:
+            size, limit = _size(child), child.spawn.output_bytes or 0
+            rate, child.measured = (size - child.measured) / since, size
+            if size <= limit:
+                left = min(left, (limit - size) / (2 * rate)) if rate > 0 else left
+                continue
+            self.stop(child.ticket, child.spawn.grace_secs, Reason.OUTPUT_LIMIT)
+            if size > limit * _OVERRUN:
+                self.kill(child.ticket)
+            left = min(left, 5 * _HURRIED_LOOK_SECS)
+        self._measured_at = now
+        self._measure_at = now + max(left, _HURRIED_LOOK_SECS) if limited else None
+
     # -- time
 
     def next_due(self) -> float | None:
@@ -229,15 +263,19 @@ class Nursery:
         due = self._due
         while due and due[0][1] not in self._children:
             heapq.heappop(due)
-        if not self._leased:
-            return due[0][0] if due else None
-        return min(due[0][0], self._look_at) if due else self._look_at
+        when = due[0][0] if due else None
+        if self._leased and (when is None or self._look_at < when):
+            when = self._look_at
+        measure_at = self._measure_at
+        return measure_at if when is None or (measure_at is not None and measure_at < when) else when
 
     def expire(self) -> None:
         """Do what limits and graces demand by now."""
         now = time.monotonic()
         if self._leased and self._look_at <= now:
             self._end_leases(now)
+        if self._measure_at is not None and self._measure_at <= now:
+            self._measure(now)
         due = self._due
         while due and due[0][0] <= now:
             _, ticket, what = heapq.heappop(due)
@@ -352,6 +390,15 @@ def _signal_group(child: Child, number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
+def _size(child: Child) -> int:
+    """Bytes of output so far; what cannot be looked at counts nothing."""
+    total = 0
+    for fd, name in ((child.out, "stdout"), (child.err, "stderr")):
+        with suppress(OSError):
+            total += (os.fstat(fd) if fd >= 0 else os.lstat(f"{child.path}/{name}")).st_size
+    return total
+
+
 def _kill_leftover(pid: int) -> None:
     """KILL to a child of ours and to its whole group at once, so that nobody in it can fork on."""
     # POSIT: we have not reaped it, so nobody else has its pid, nor its group's number; and a group
@@ -391,7 +438,7 @@ def report(child: Child) -> Over:
         exit_code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
         reason=child.reason,
-        message=_MESSAGES.get(child.reason, "") if child.reason else "",
+        message=_message(child, (stdout_bytes or 0) + (stderr_bytes or 0)),
         stopped=child.stopped,
         stdout_bytes=stdout_bytes,
         stderr_bytes=stderr_bytes,
@@ -408,6 +455,13 @@ def report(child: Child) -> Over:
     spawn = child.spawn
     exit_file.write(child.path, spawn.jid, spawn.serial, spawn.attempt, over)
     return over
+
+
+def _message(child: Child, output_bytes: int) -> str:
+    if child.reason is Reason.OUTPUT_LIMIT:
+        limit = child.spawn.output_bytes
+        return f"wrote {output_bytes} bytes to stdout and stderr; its limit is {limit}, so it was ended"
+    return _MESSAGES.get(child.reason, "") if child.reason else ""
 
 
 def _length(fd: int, path: str) -> int | None:

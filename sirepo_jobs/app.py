@@ -188,7 +188,11 @@ def _make_supervisor(
         )
 
     supervisor = Supervisor(
-        store, make_agents, job_cache=settings.job_cache_size, queue_window=settings.queue_window
+        store,
+        make_agents,
+        job_cache=settings.job_cache_size,
+        queue_window=settings.queue_window,
+        max_output_bytes=settings.max_output_bytes,
     )
     talk = AgentTalk(supervisor, heartbeat_secs=settings.heartbeat_secs)
     return supervisor, talk

@@ -214,6 +214,10 @@ class StopAttempt(Struct, frozen=True):
 class EndAttempt(Struct, frozen=True):
     """The attempt is over: write its record, give its slots back, forget its op."""
 
+    #: Why it ended, where the job itself has another reason by now: it is queued again, say.
+    reason: Reason | None = None
+    situation: str = ""
+
 
 class Ended(Struct, frozen=True):
     """The run is over: whoever depends on the job may look."""

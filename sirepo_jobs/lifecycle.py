@@ -313,7 +313,7 @@ def _not_started(job: JobRecord, event: NotStarted, spec: JobSpec) -> Decision:
         return new, (EndAttempt(), Ended())
     new = _pending(over, event.at, Reason.RETRYING, event.message)
     pause_secs = 0.0 if job.stopping else _pause_secs(starts)
-    return replace(new, false_starts=starts), (EndAttempt(), Enqueue(pause_secs))
+    return replace(new, false_starts=starts), (EndAttempt(event.reason, event.message), Enqueue(pause_secs))
 
 
 def _pause_secs(tries: int) -> float:
@@ -373,7 +373,8 @@ def _interrupted(
         return new, (EndAttempt(), Ended())
     if spec.on_lost == "requeue" and not over.stopping:
         new = _pending(over, event.at, Reason.RETRYING, f"attempt {over.attempt} was lost: {situation}")
-        return new, (EndAttempt(), Enqueue(_pause_secs(crashes) if crashes else 0.0))
+        pause_secs = _pause_secs(crashes) if crashes else 0.0
+        return new, (EndAttempt(reason, situation), Enqueue(pause_secs))
     return _failed(over, event.at, reason, situation, spec)
 
 
@@ -383,7 +384,7 @@ def _failed(over: JobRecord, at: int, reason: Reason, situation: str, spec: JobS
     again = reason in spec.retry_on if spec.retry_on else reason.about.retryable
     if again and failures < spec.max_attempts and not over.stopping:
         new = _pending(over, at, Reason.RETRYING, f"attempt {over.attempt} failed: {situation}")
-        return replace(new, failures=failures), (EndAttempt(), Enqueue())
+        return replace(new, failures=failures), (EndAttempt(reason, situation), Enqueue())
     # a time limit is the user's own wish to end it, not an error of the program (SYS-C8)
     state = S.CANCELED if reason is Reason.TIME_LIMIT else S.ERROR
     new = replace(over, state=state, reason=reason, situation=situation, failures=failures, stopping=None)

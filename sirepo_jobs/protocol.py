@@ -74,6 +74,8 @@ class Run(Attempt, frozen=True, kw_only=True, tag_field="op", tag="run", omit_de
     standby: bool = False
     #: Without a word from the supervisor for so long, counted from the last one known, end it (C9).
     lease_secs: float | None = None
+    #: When stdout and stderr together have more, end it (F053).
+    output_bytes: int | None = None
     #: The spec as submitted, for `spec.json`.
     spec: msgspec.Raw = msgspec.Raw(b"{}")
 

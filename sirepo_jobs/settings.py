@@ -25,6 +25,7 @@ from .errors import BadInput
 from .frontend.origins import ORIGIN
 from .resources import parse_bytes, parse_secs
 from .rootdir import absolute, default_root
+from .spec import MIN_OUTPUT_BYTES
 
 PREFIX = "SIREPO_JOBS_"
 #: Names under our prefix that are no settings: what a job gets, and what clients look at.
@@ -48,6 +49,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     docker_file: Path | None
     pass_env: tuple[str, ...]
     agent_idle_secs: float
+    max_output_bytes: int
     heartbeat_secs: float
     agent_socket: Path | None
     idempotency_keep_secs: float
@@ -298,6 +300,11 @@ SETTINGS: dict[str, Setting] = {
     "docker_file": Setting(_file, None, "engines and rules of the docker driver (TOML); see docs/docker.md"),
     "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
     "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
+    "max_output_bytes": Setting(
+        _size(MIN_OUTPUT_BYTES, 1 << 60),
+        10 * 10**9,
+        "a job that writes more to stdout and stderr is ended; jobs may ask for less",
+    ),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
     "agent_socket": Setting(
         _file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"

@@ -41,12 +41,14 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,99}")
 _IMAGE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.:/@+-]{0,499}")
 _MOUNT = re.compile(r"/[^:\0]*(:/[^:\0]*)?(:(ro|rw))?")
 MAX_MOUNTS = 50
+#: So much output every job may write, whatever its limit.
+MIN_OUTPUT_BYTES = 64 << 10
 #: Names that the launcher sets; a job may not pretend.
 RESERVED_ENV_PREFIX = "SIREPO_JOBS_"
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Time limits of one attempt; the clock starts at spawn (SIR-17)."""
+    """Limits of one attempt; the clock starts at spawn (SIR-17)."""
 
     #: After so many seconds the process group gets TERM, and KILL `grace` later.
     soft: float | None = None
@@ -54,6 +56,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     hard: float | None = None
     #: Seconds between TERM and KILL, on a limit and on cancel.
     grace: float = 30.0
+    #: Bytes for stdout and stderr together; None = as many as the installation allows (F053).
+    output: int | None = None
 
 
 class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -152,7 +156,7 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
     words["resources"] = _units(
         words.get("resources"), ("memory", "disk"), parse_bytes, f"{pointer}/resources"
     )
-    words["limits"] = _units(words.get("limits"), ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits")
+    words["limits"] = _limits(words.get("limits"), f"{pointer}/limits")
     words["slurm"] = _units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
     words["slurm"] = _units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
     words |= _units({"lost_after": raw.get("lost_after")}, ("lost_after",), parse_secs, pointer)
@@ -244,7 +248,7 @@ def _change(raw: object, pointer: str) -> Changes:
     if isinstance(limits := words.get("limits"), dict):
         # null takes a limit away, so it is kept
         gone = {name: None for name, value in limits.items() if value is None}
-        words["limits"] = _units(limits, ("soft", "hard", "grace"), parse_secs, f"{pointer}/limits") | gone
+        words["limits"] = _limits(limits, f"{pointer}/limits") | gone
     try:
         changes = msgspec.convert({k: v for k, v in words.items() if v is not None}, Changes)
     except msgspec.ValidationError as exc:
@@ -422,11 +426,20 @@ def _check_env(spec: JobSpec, refuse: Any) -> None:
             refuse("env", f"the value of {name!r} is longer than {MAX_ARG_BYTES} bytes", TooLarge)
 
 
+def _limits(words: Any, pointer: str) -> Any:
+    words = _units(words, ("soft", "hard", "grace"), parse_secs, pointer)
+    return _units(words, ("output",), parse_bytes, pointer)
+
+
 def _check_limits(limits: Limits, refuse: Any) -> None:
     if (limits.soft is not None and limits.soft <= 0) or (limits.hard is not None and limits.hard <= 0):
         refuse("limits", "a time limit must be more than 0 seconds; leave it out for none")
     if limits.soft is not None and limits.hard is not None and limits.hard < limits.soft:
         refuse("limits", f"hard={limits.hard:g}s comes before soft={limits.soft:g}s; hard is the later one")
+    if limits.output is not None and limits.output < MIN_OUTPUT_BYTES:
+        refuse(
+            "limits", f"output={limits.output} is less than the {MIN_OUTPUT_BYTES} bytes that every job has"
+        )
 
 
 def _escape(key: object) -> str:

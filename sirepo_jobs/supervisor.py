@@ -103,6 +103,7 @@ class Supervisor:
         *,
         job_cache: int = 2000,
         queue_window: int = 10_000,
+        max_output_bytes: int | None = None,
     ) -> None:
         self.store = store
         self.loop = asyncio.get_running_loop()
@@ -115,6 +116,8 @@ class Supervisor:
         self.events = EventHub(store, store.last_event_seq)
         self.readings = Readings(self)
         self.tokens = TokenBook(store, self.commits, self.now)
+        #: No attempt may write more to stdout and stderr together (F053).
+        self._max_output_bytes = max_output_bytes
         self._job_seq = store.last_job_seq
         self._op_id = 0
         self._changes: _Changes | None = None
@@ -286,8 +289,8 @@ class Supervisor:
                 self.dispatch_soon()
             case StopAttempt(grace_secs=grace_secs):
                 self.commits.after(partial(self.send_cancel, job, job.record.attempt, grace_secs))
-            case EndAttempt():
-                self._end_attempt(job)
+            case EndAttempt(reason=reason, situation=situation):
+                self._end_attempt(job, reason, situation)
             case Ended():
                 pass  # whoever depends on it is told here, when there are dependencies
             case Note(text=text):
@@ -307,7 +310,7 @@ class Supervisor:
 
         self._pauses[job.jid] = self.loop.call_later(secs, over)
 
-    def _end_attempt(self, job: ComputeJob) -> None:
+    def _end_attempt(self, job: ComputeJob, reason: Reason | None, situation: str) -> None:
         record = job.record
         self.commits.unit.attempts.append(
             AttemptRecord(
@@ -317,8 +320,8 @@ class Supervisor:
                 agent=job.op.place.key if job.op else record.agent,
                 run_dir=record.run_dir,
                 state=record.state,
-                reason=record.reason,
-                situation=record.situation,
+                reason=reason or record.reason,
+                situation=situation if reason else record.situation,
                 exit_code=record.exit_code,
                 signal=record.signal,
                 stdout_bytes=record.stdout_bytes,
@@ -486,10 +489,15 @@ class Supervisor:
                 cpus=spec.resources.cpus,
                 standby=op.standby,
                 lease_secs=record.lease_secs,
+                output_bytes=self._output_bytes(spec),
                 spec=msgspec.Raw(job.fixed.spec),
             )
         )
         failpoints.hit("dispatch.after_say")
+
+    def _output_bytes(self, spec: JobSpec) -> int | None:
+        asked, most = spec.limits.output, self._max_output_bytes
+        return asked if most is None else most if asked is None else min(asked, most)
 
     def send_cancel(self, job: ComputeJob, attempt: int, grace_secs: float) -> None:
         """Tell the agent to end this attempt; safe to repeat, and repeated when the agent comes back."""

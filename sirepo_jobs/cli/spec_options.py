@@ -22,6 +22,7 @@ _OPTIONS = (
     ),
     click.option("--hard-limit", metavar="TIME", help="KILL it at once after so long."),
     click.option("--grace", metavar="TIME", help="Time between TERM and KILL."),
+    click.option("--max-output", metavar="SIZE", help="End it when stdout and stderr have more: 1GB."),
     click.option(
         "--env", "-e", metavar="NAME=VALUE", multiple=True, help="Set a variable; NAME alone takes yours."
     ),
@@ -91,6 +92,7 @@ def make_spec(command: tuple[str, ...], options: dict[str, Any]) -> dict[str, An
             "soft": options.get("time_limit"),
             "hard": options.get("hard_limit"),
             "grace": options.get("grace"),
+            "output": options.get("max_output"),
         }
     )
     spec["slurm"] = {

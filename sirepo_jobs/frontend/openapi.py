@@ -36,6 +36,14 @@ _TIME: dict[str, Any] = {
     "examples": ["1h", 3600],
 }
 _TEXT = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_OUTPUT = {
+    "anyOf": [
+        {"type": "integer", "minimum": spec.MIN_OUTPUT_BYTES, "maximum": MAX_BYTES},
+        {"type": "string", "pattern": "^[1-9][0-9]{0,8} ?[MG]i?B$"},
+        {"type": "null"},
+    ],
+    "description": "Bytes of stdout and stderr together, or a text like `512 MiB` or `4GB`.",
+}
 _OR_NULL = {"anyOf": [*_TIME["anyOf"], {"type": "null"}]}
 #: What the types alone cannot say: schema, property, and what is to be said of it.
 _MORE: dict[str, dict[str, Any]] = {
@@ -90,7 +98,12 @@ _MORE: dict[str, dict[str, Any]] = {
         "array_limit": {"type": "integer", "minimum": 0, "maximum": 100_000},
         "pack": {"type": "integer", "minimum": 1, "maximum": 1000},
     },
-    "Limits": {"soft": {**_TIME, **_OR_NULL}, "hard": {**_TIME, **_OR_NULL}, "grace": _TIME},
+    "Limits": {
+        "soft": {**_TIME, **_OR_NULL},
+        "hard": {**_TIME, **_OR_NULL},
+        "grace": _TIME,
+        "output": _OUTPUT,
+    },
     "TokenOrder": {
         "user": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}$"},
         "name": {"type": "string", "maxLength": MAX_NAME_CHARS},

@@ -338,3 +338,35 @@ async def test_secrets_are_in_no_command_line_and_no_job(tmp_path: Path) -> None
         assert headers["X-Agent"] == "a1"
         assert headers["Host"] == "localhost"
         assert socket.gethostname() == s.stage.hellos[0].host
+
+
+async def test_a_flood_of_output_is_ended_and_its_neighbors_do_not_notice(tmp_path: Path) -> None:
+    """F053: by TERM, with a status of the kernel's; what it wrote stays readable to the last byte."""
+    limit = 32 << 20
+    async with scene(tmp_path) as s:
+        await s.stage.send(
+            [
+                s.stage.run("flood", ["yes", "and on"], output_bytes=limit, grace_secs=60.0),
+                s.stage.shell("quiet", "sleep 0.5; printf done", output_bytes=limit),
+            ]
+        )
+        flood, quiet = await s.stage.ended("flood"), await s.stage.ended("quiet")
+        assert (flood.reason, flood.signal, flood.stopped) == (Reason.OUTPUT_LIMIT, signal.SIGTERM, True)
+        assert flood.stdout_bytes is not None
+        assert flood.stdout_bytes > limit
+        assert f"wrote {flood.stdout_bytes} bytes" in flood.message
+        assert f"its limit is {limit}" in flood.message
+        assert (s.run_dir("flood") / "stdout").stat().st_size == flood.stdout_bytes
+        assert (quiet.exit_code, quiet.reason, quiet.stdout_bytes) == (0, None, 4)
+
+
+async def test_a_flood_that_is_deaf_to_term_is_killed_long_before_its_grace_ends(tmp_path: Path) -> None:
+    """F053: also when it writes to stderr, and has removed the names of its outputs."""
+    limit = 32 << 20
+    async with scene(tmp_path) as s:
+        script = "trap '' TERM; rm stdout stderr; exec yes >&2"
+        await s.stage.send([s.stage.shell("j", script, output_bytes=limit, grace_secs=3600.0)])
+        exited = await s.stage.ended("j")
+        assert (exited.reason, exited.signal) == (Reason.OUTPUT_LIMIT, signal.SIGKILL)
+        assert exited.stderr_bytes is not None
+        assert exited.stderr_bytes > 1.25 * limit

@@ -300,8 +300,8 @@ MUTANTS: Final = (
     Mutant(
         "a job that failed is not queued again",
         "sirepo_jobs/lifecycle.py",
-        "        return replace(new, failures=failures), (EndAttempt(), Enqueue())",
-        "        return replace(new, failures=failures), (EndAttempt(),)",
+        "        return replace(new, failures=failures), (EndAttempt(reason, situation), Enqueue())",
+        "        return replace(new, failures=failures), (EndAttempt(reason, situation),)",
     ),
     Mutant(
         "a reader is not taken up again after a cut",

@@ -146,13 +146,31 @@ def test_failures_are_tried_again_as_often_as_allowed() -> None:
     spec = a_spec(max_attempts=2)
     job, effects = after(ASSIGNED, STARTED, an_event(e.Exited, exit_code=1), spec=spec)
     assert (job.state, job.failures, job.reason) == (S.PENDING, 1, Reason.RETRYING)
-    assert effects == [e.EndAttempt(), e.Enqueue()]
+    assert effects == [e.EndAttempt(Reason.EXIT_NONZERO, "exited with code 1"), e.Enqueue()]
     second = {"attempt": 2}
     job, effects = after(
         ASSIGNED, an_event(e.Started, **second), an_event(e.Exited, exit_code=1, **second), job=job, spec=spec
     )
     assert (job.state, job.attempt, job.failures) == (S.ERROR, 2, 2)
     assert effects == [e.EndAttempt(), e.Ended()]
+
+
+def test_an_attempt_keeps_its_own_reason_while_its_job_says_that_it_is_tried_again() -> None:
+    never = an_event(e.NotStarted, reason=Reason.DISK_FULL, message="no space left")
+    job, effects = after(ASSIGNED, never)
+    assert (job.state, job.reason) == (S.PENDING, Reason.RETRYING)
+    assert effects[0] == e.EndAttempt(Reason.DISK_FULL, "no space left")
+    gone = an_event(e.DeathProven, proof="boot_changed", reason=Reason.NODE_FAILED, message="rebooted")
+    job, effects = after(ASSIGNED, STARTED, gone, spec=a_spec(on_lost="requeue", lost_after=60.0))
+    assert (job.state, job.reason) == (S.PENDING, Reason.RETRYING)
+    assert effects[0] == e.EndAttempt(Reason.NODE_FAILED, "rebooted")
+
+
+def test_a_job_that_wrote_too_much_failed_whatever_it_exits_with() -> None:
+    """F053: not tried again, since it would write as much again."""
+    flood = an_event(e.Exited, reason=Reason.OUTPUT_LIMIT, stopped=True, exit_code=0, message="wrote much")
+    job, _ = after(ASSIGNED, STARTED, flood, spec=a_spec(max_attempts=5))
+    assert (job.state, job.reason, job.exit_code) == (S.ERROR, Reason.OUTPUT_LIMIT, 0)
 
 
 def test_only_the_reasons_that_the_user_named_are_tried_again() -> None:
@@ -289,7 +307,7 @@ def test_ten_thousand_random_stories_keep_the_invariants() -> None:
             assert new.version == job.version + (new is not job)
             assert new.attempt - job.attempt == (kind is e.Assigned)
             assert new.exit_code is None or new.signal is None
-            assert (e.EndAttempt() in effects) == (
+            assert (e.EndAttempt in map(type, effects)) == (
                 job.state in HELD_BY_AGENT and new.state not in HELD_BY_AGENT
             )
             if job.state in FINAL:
