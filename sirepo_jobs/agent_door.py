@@ -18,6 +18,7 @@ from . import protocol
 from .agent_socket import AgentSocket
 from .agent_talk import AgentTalk
 from .errors import BadInput
+from .steady_socket import SteadySocket
 from .supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class AgentDoor:
         address = "127.0.0.1" if host == "localhost" else host
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            self._socket = socket.create_server((address, port), family=family, backlog=1024)
+            self._socket = SteadySocket(socket.create_server((address, port), family=family, backlog=1024))
         except OSError as exc:
             taken = exc.errno == errno.EADDRINUSE
             hint = "another program listens there; name another port in agent_port, or 0 for any"
@@ -66,7 +67,6 @@ class AgentDoor:
                 f"cannot listen for agents on {host}:{port}: {hint if taken else exc.strerror}",
                 code="bind_failed",
             ) from None
-        self._socket.setblocking(False)
         shown = f"[{host}]" if ":" in host else host
         bound = self._socket.getsockname()[1]
         #: What agents on other machines are told to call.

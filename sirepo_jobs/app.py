@@ -1,6 +1,7 @@
 """Puts the house together: store, drivers, supervisor, doors, signals. The only room that knows them all."""
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -29,6 +30,7 @@ from .login import has_logins
 from .op import Need
 from .retention import Retention
 from .settings import Settings
+from .steady_socket import SteadySocket
 from .store import Store
 from .supervisor import Supervisor
 
@@ -108,6 +110,7 @@ async def _serve(settings: Settings, store: Store) -> int:
         elif why != "store":
             # said twice: less patient. What is committed is safe, and nothing else was promised (C14)
             _log.warning("ending at once", why=why)
+            logging.shutdown()
             os._exit(1)
 
     def fatal(error: StoreError) -> None:
@@ -243,8 +246,7 @@ def _unix_socket(root: Path, name: str = rootdir.SOCKET, mode: int = 0o600) -> s
     try:
         path = root / name
         path.unlink(missing_ok=True)
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        server.setblocking(False)
+        server = SteadySocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         server.bind(f"/proc/self/fd/{directory}/{name}")
         path.chmod(mode)
         server.listen(1024)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
+from .log_sink import Sink
+
 #: Values that are cut out of every line; see `hide`.
 _SECRETS: set[str] = set()
 _SECRET_WORDS = ("secret", "password", "token", "authorization")
@@ -56,7 +58,7 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
                 colors="NO_COLOR" not in os.environ and sys.stderr.isatty(), timestamp_key="ts"
             ),
         ]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _handler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -81,6 +83,13 @@ def setup(level: str = "info", form: Literal["auto", "json", "console"] | str = 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _handler() -> logging.Handler:
+    try:
+        return Sink(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # something stands in for it, which only Python knows
+        return logging.StreamHandler(sys.stderr)
 
 
 class Trickle(logging.Filter):

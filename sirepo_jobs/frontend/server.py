@@ -26,6 +26,7 @@ from tornado.netutil import bind_sockets
 
 from sirepo_jobs import logs, rootdir
 from sirepo_jobs.errors import BadInput
+from sirepo_jobs.steady_socket import SteadySocket
 from sirepo_jobs.tls import server_context
 
 from . import audit, auth, limits
@@ -86,7 +87,8 @@ class Frontend(HTTPServerConnectionDelegate):
     def listen(self, host: str, port: int) -> str:
         """Take connections from now on; returns the URL. Raises `BadInput` when the port is taken."""
         try:
-            sockets = bind_sockets(port, "127.0.0.1" if host == "localhost" else host, backlog=1024)
+            address = "127.0.0.1" if host == "localhost" else host
+            sockets = [SteadySocket(bound) for bound in bind_sockets(port, address, backlog=1024)]
         except OSError as exc:
             taken = exc.errno == errno.EADDRINUSE
             hint = "another program listens there; name another port with --port, or 0 for any"

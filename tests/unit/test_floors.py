@@ -53,7 +53,9 @@ FLOORS: dict[str, int] = {
         ],
         3,
     ),
-    **dict.fromkeys(["store", "drivers", "agents", "rootdir", "logs", "tls", "bundler"], 3),
+    **dict.fromkeys(
+        ["store", "drivers", "agents", "rootdir", "logs", "log_sink", "tls", "bundler", "steady_socket"], 3
+    ),
     # 4: doors
     **dict.fromkeys(["frontend", "agent_door", "agent_socket", "api", "views", "client"], 4),
     # 5: puts the house together
