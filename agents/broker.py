@@ -28,7 +28,6 @@ from sirepo_jobs.agents.words import (
     Go,
     Kill,
     Pause,
-    Paused,
     Spawn,
     decode_to_spawner,
     pack,
@@ -183,6 +182,8 @@ class Broker:
                 for one in ids:
                     del self._book.cancels[one, gently]
                 if ids:
+                    if gently and (still := self._standing_still(ids)):
+                        await self._signal(still, on=False)
                     said = await self._book.commands.run(
                         "cancels", scancel(self._book.policy, ids, "TERM" if gently else ""), env=COMMAND_ENV
                     )
@@ -190,15 +191,22 @@ class Broker:
                         log(f"scancel of {len(ids)} jobs: {said.err.strip()[:200]}")
             self._book.pace.hurry()
 
+    def _standing_still(self, ids: list[str]) -> list[str]:
+        """Those of them that would not hear of the end before they go on."""
+        found = {one.life.slurm_id for one in self._book.attempts.values() if one.paused}
+        return [one for one in ids if one in found]
+
     async def _pause(self, attempt: Attempt, on: bool) -> None:
         if attempt.life.phase is not Phase.RUNNING:
             return
-        said = await self._book.commands.run(
-            "cancels", suspend(self._book.policy, attempt.life.slurm_id, on=on)
-        )
-        if said.rc == 0 and attempt.spawn.ticket in self._book.attempts:
-            self._words.append(Paused(ticket=attempt.spawn.ticket, at=time.time_ns() // 1000, on=on))
-            self._flush()
+        # what came of it, the payload says (`Book.look`)
+        await self._signal([attempt.life.slurm_id], on=on)
+
+    async def _signal(self, ids: list[str], *, on: bool) -> None:
+        for argv in suspend(self._book.policy, ids, on=on):
+            said = await self._book.commands.run("cancels", argv, env=COMMAND_ENV)
+            if not parse_canceled(said.rc, said.err):
+                log(f"{' '.join(argv[1:-1])} of {len(ids)} jobs: {said.err.strip()[:200]}")
 
     def _count(self, now: float) -> None:
         if now < self._count_at:

@@ -49,6 +49,8 @@ class Payload:
         #: Nothing begins any more.
         self._ending = False
         self._out_of_time = False
+        #: What it runs is to stand still, and whether it does.
+        self._pause = self._paused = False
         #: Seconds between the walltime warning and the end.
         self._warning_secs = float(os.environ.get("SIREPO_JOBS_WARNING_SECS", "0") or 0)
 
@@ -77,6 +79,8 @@ class Payload:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGUSR1, self._warned)
+        signal.signal(signal.SIGTSTP, self._stopped)
+        signal.signal(signal.SIGCONT, self._continued)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _claim(self, path: str) -> bool:
@@ -109,11 +113,14 @@ class Payload:
                 exit_file.write(path, job.jid, job.serial, job.attempt, child)
             return child
         self._nursery.take(child)
-        return self._wait(path)
+        self._pause = self._paused = False
+        over = self._wait(job, path)
+        slurm_files.pause(path, on=False)
+        return over
 
-    def _wait(self, path: str) -> Over:
+    def _wait(self, job: Spawn, path: str) -> Over:
         next_beat = time.monotonic() + slurm_files.BEATS_SECS
-        self._obey()
+        self._obey(job, path)
         while True:
             due = self._nursery.next_due()
             when = next_beat if due is None else min(due, next_beat)
@@ -123,7 +130,7 @@ class Payload:
             over: list[Child] = self._nursery.reap()
             if over:
                 return report(over[0])
-            self._obey()
+            self._obey(job, path)
             self._nursery.expire()
             now = time.monotonic()
             if now >= next_beat:
@@ -140,7 +147,19 @@ class Payload:
         """The walltime ends soon: end it ourselves, so that there is a record of it."""
         self._ending = self._out_of_time = True
 
-    def _obey(self) -> None:
+    def _stopped(self, *_: object) -> None:
+        self._pause = True
+
+    def _continued(self, *_: object) -> None:
+        self._pause = False
+
+    def _obey(self, job: Spawn, path: str) -> None:
+        if self._ending:
+            self._pause = False  # what stands still would not hear of it
+        if self._pause is not self._paused and self._nursery.pause(self._ticket, on=self._pause):
+            self._paused = self._pause
+            slurm_files.pause(path, on=self._paused)
+            slurm_files.ring(self._batch.bells, slurm_files.bell(job.jid, job.attempt, "paused"))
         if self._out_of_time:
             left = max(self._warning_secs - MARGIN_SECS, 1.0)
             self._nursery.stop(self._ticket, min(self._grace_secs, left), Reason.TIME_LIMIT)

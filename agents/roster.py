@@ -221,9 +221,9 @@ class Roster:
         return [Tell(started, start)]
 
     def paused(self, ticket: int, at: int, *, on: bool) -> list[Effect]:
-        """Its group was stopped, or continued."""
+        """Its group was stopped, or continued. Telling it twice changes nothing."""
         entry = self._tickets.get(ticket)
-        if entry is None:
+        if entry is None or (entry.state == "suspended") is on:
             return []
         entry.state = "suspended" if on else "running"
         jid, attempt = entry.key

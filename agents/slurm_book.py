@@ -21,7 +21,7 @@ from sirepo_jobs.agents.birth import never
 from sirepo_jobs.agents.slurm_batch import Batch
 from sirepo_jobs.agents.slurm_commands import Commands, Pace
 from sirepo_jobs.agents.slurm_life import Life, Phase
-from sirepo_jobs.agents.words import FromSpawner, Over, Situated, Spawn, Spawned
+from sirepo_jobs.agents.words import FromSpawner, Over, Paused, Situated, Spawn, Spawned
 from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import Scheduling
@@ -49,6 +49,8 @@ class Attempt:
         self.submission: Submission | None = None
         self.index = 0
         self.last_beat = 0
+        #: Its processes stand still; None: not looked at yet.
+        self.paused: bool | None = None
         #: As last listed, and its place in the queue then.
         self.row: Row | None = None
         self.position: int | None = None
@@ -326,6 +328,10 @@ class Book:
             if beat != attempt.last_beat:
                 attempt.last_beat = beat
                 self.tell(attempt, slurm_life.Beat(time.monotonic()))
+            paused = slurm_files.is_paused(attempt.path)
+            if paused is not attempt.paused:
+                attempt.paused = paused
+                self.say(Paused(ticket=spawn.ticket, at=time.time_ns() // 1000, on=paused))
 
     def _begun(self, attempt: Attempt, owner: slurm_files.Owner) -> None:
         self._note_owner(attempt, owner)

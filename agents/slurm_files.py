@@ -1,7 +1,8 @@
 """Files on the file system that the login node and the compute nodes share.
 
 In a run dir:     job.json     what to run, written before sbatch
-                  claim/       who runs it: owner.json inside; `beat` is touched while it lives
+                  claim/       who runs it: owner.json inside; `beat` is touched while it lives, `paused` is
+                               there while its processes are stopped
                   exit.json    how it ended (exit_file)
                   slurm.json   for people: which Slurm job it is
 In the home:      slurm/TOKEN/ one submission: batch.json, state.json, what Slurm's script said
@@ -120,6 +121,21 @@ def last_beat(run_path: str) -> int:
         return os.stat(f"{run_path}/{CLAIM}/beat").st_mtime_ns
     except OSError:
         return 0
+
+
+def pause(run_path: str, *, on: bool) -> None:
+    """Say that the processes are stopped, or that they go on."""
+    path = f"{run_path}/{CLAIM}/paused"
+    with suppress(OSError):
+        if on:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        else:
+            os.unlink(path)
+
+
+def is_paused(run_path: str) -> bool:
+    """Whether they are, by the payload's own word."""
+    return os.path.exists(f"{run_path}/{CLAIM}/paused")
 
 
 def ring(bells: str, name: str) -> None:

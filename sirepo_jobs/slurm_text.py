@@ -349,9 +349,14 @@ def scancel(policy: SlurmPolicy, slurm_ids: Iterable[str], signal: str = "") -> 
     return [_program(policy, "scancel"), *how, *slurm_ids]
 
 
-def suspend(policy: SlurmPolicy, slurm_id: str, *, on: bool) -> list[str]:
-    """Stop or continue every process of a job, the batch script's too."""
-    return [_program(policy, "scancel"), f"--signal={'STOP' if on else 'CONT'}", "--full", slurm_id]
+def suspend(policy: SlurmPolicy, slurm_ids: Iterable[str], *, on: bool) -> tuple[list[str], list[str]]:
+    """Stop or continue jobs: first the payload, which does it to what it started, then the steps of srun.
+
+    `--full` will not do: it reaches nothing that has a session of its own, and no step.
+    """
+    ids = list(slurm_ids)
+    steps = [_program(policy, "scancel"), f"--signal={'STOP' if on else 'CONT'}", *ids]
+    return scancel(policy, ids, "TSTP" if on else "CONT"), steps
 
 
 def parse_canceled(rc: int, err: str) -> bool:

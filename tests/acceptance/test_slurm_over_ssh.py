@@ -17,6 +17,7 @@ import pytest
 from tests.acceptance.cluster_site import kill_supervisor, site_of, until
 from tests.acceptance.conftest import System
 from tests.agent_stage import carrying
+from tests.slurm_chaos import over_ssh
 from tests.slurm_stage import Cluster, cluster_in
 from tests.sshd_stage import Sshd, sshd_at
 
@@ -128,6 +129,16 @@ def test_cancel_ends_it_in_slurm(sshd: Sshd, slurm: Cluster, software: Path, sit
     client.cancel(made.jid)
     assert client.wait(made.jid, timeout=150).state == "canceled"
     until(lambda: not slurm.run("squeue", "-h", "-t", "R,PD,CG").strip(), "nothing is left in Slurm")
+
+
+def test_many_jobs_are_one_login_and_few_questions(sshd: Sshd, slurm: Cluster, site: System) -> None:
+    """`bin/slurm-chaos over-ssh` is the same with a thousand (issue 6, 4)."""
+    told = over_ssh.run(site, sshd, slurm, 50, 150.0)
+    assert (told.logins, told.completed, told.executions) == (1, 50, {1: 50})
+    # they come in one request, so one or two arrays have them all
+    assert told.submit_rpcs == told.submits <= 3
+    # one listing a second is what this policy allows, whatever the number of jobs
+    assert told.query_rpcs <= told.secs + 10
 
 
 def test_a_killed_supervisor_finds_running_and_waiting_jobs(sshd: Sshd, slurm: Cluster, site: System) -> None:

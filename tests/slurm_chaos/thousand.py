@@ -1,4 +1,4 @@
-"""What many jobs cost a site (F131), beside a plain loop of sbatch and one query for each job."""
+"""What many jobs cost a site (F131), beside a plain loop of sbatch, one query for each job, and submitit."""
 
 import os
 import re
@@ -76,6 +76,19 @@ def polling(cluster: Cluster, jobs: int, directory: Path, query_secs: float) -> 
         if left:
             time.sleep(query_secs)
     return _cost("one query per job", cluster, jobs, submitted, time.monotonic() - began, queries)
+
+
+def submitit(cluster: Cluster, jobs: int, directory: Path, python: str, way: str) -> Cost:
+    """submitit of PyPI, of whose environment `python` is; it asks sacct about all of its jobs at once."""
+    reset(cluster)
+    folder = directory / f"submitit-{way}"
+    folder.mkdir()
+    said = subprocess.run(
+        [python, Path(__file__).parent / "peer.py", way, str(jobs), folder],
+        env=cluster.env, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    submitted, queries, spent = float(said[0]), int(said[1]), float(said[2])
+    return _cost(f"submitit {way}", cluster, jobs, submitted, spent, queries)
 
 
 def _sbatch(cluster: Cluster) -> str:
