@@ -1,4 +1,4 @@
-"""Jobs in a real Slurm that are stopped where they stand, and go on: all of their processes, on every node."""
+"""Jobs in a real Slurm that are stopped where they stand, and go on: all processes, on every node."""
 
 import asyncio
 import os
