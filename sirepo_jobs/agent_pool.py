@@ -293,19 +293,25 @@ class AgentPool:
 
     def restore(self, row: AgentRow) -> None:
         """Know again an agent of before the restart."""
-        environment = msgspec.json.decode(row.environment, type=Environment)
+        try:
+            environment = msgspec.json.decode(row.environment, type=Environment)
+            handle = None if row.handle is None else Handle.from_json(row.handle)
+        except (msgspec.MsgspecError, ValueError, TypeError) as exc:
+            # whoever wants it launches it anew, and is given the one that is there
+            _log.error("an agent cannot be read in the store", agent=row.agent, why=str(exc))
+            return
         if environment.driver not in self.drivers:
             _log.warning(
                 "agent of a driver that is not configured", agent=row.agent, driver=environment.driver
             )
             return
         driver = self.drivers[environment.driver]
-        if row.handle is not None and isinstance(driver, HasHosts):
-            driver.remember(environment.user, Handle.from_json(row.handle))
+        if handle is not None and isinstance(driver, HasHosts):
+            driver.remember(environment.user, handle)
         agent = self.at(environment)
         agent.install, agent.boot_id = row.install, row.boot_id
-        if row.handle is not None:
-            agent.handle = Handle.from_json(row.handle)
+        if handle is not None:
+            agent.handle = handle
             agent.state = AgentState.UNREACHABLE
             agent.trouble = "the supervisor was restarted; it will call again"
 

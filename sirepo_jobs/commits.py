@@ -7,9 +7,13 @@ happens only once the change is durable (C1, C14).
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from .store import Store
 from .store.unit import Unit
+
+#: While something becomes durable, the store's health is looked at so often.
+LOOK_SECS = 0.2
 
 
 class Commits:
@@ -39,6 +43,20 @@ class Commits:
         done = asyncio.Event()
         self.after(done.set)
         await done.wait()
+
+    async def settled(self) -> bool:
+        """Return True when everything so far is durable, False when nothing can be written at present."""
+        return await self.unless_degraded(asyncio.ensure_future(self.durable()))
+
+    async def unless_degraded(self, under_way: "asyncio.Future[Any]") -> bool:
+        """Wait for something that ends with a commit: True when it is done, False when it cannot be now.
+
+        It goes on in either case: what was begun is written as soon as that is possible.
+        """
+        while not (await asyncio.wait({under_way}, timeout=LOOK_SECS))[0]:
+            if self._store.degraded:
+                return False
+        return True
 
     def flush(self) -> None:
         """Hand the open unit to the store now."""

@@ -10,16 +10,46 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
 
 import msgspec
+import structlog
 
+from .errors import Conflict
 from .job import FINAL, HELD_BY_AGENT, JobRecord, State
 from .op import Op
 from .protocol import Scheduling
 from .scheduler import Entry, Shape
 from .spec import JobSpec
 from .store import Store
+from .store.damage import damaged
+from .store.queries import StoredJob
 from .store.unit import NewJob
 
+_log = structlog.get_logger(__name__)
+
+#: So many jobs that cannot be read are remembered, to be explained.
+MAX_DAMAGED = 10_000
+
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
+
+
+class Damaged(Conflict):
+    """A job whose row in the store cannot be read: it is shown, and nothing is done with it (F015)."""
+
+    code = "damaged_record"
+
+    def __init__(self, stored: StoredJob) -> None:
+        super().__init__(f"job {stored.record.jid}: {stored.damage}")
+        #: What can be shown of it.
+        self.stored = stored
+
+
+def revive(stored: StoredJob) -> "ComputeJob":
+    """The job of a row. Raises `Damaged`."""
+    if not stored.damage:
+        try:
+            return ComputeJob(stored.record, stored.fixed, _decode_spec(stored.fixed.spec))
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as exc:
+            stored = damaged(stored, f"its spec cannot be read: {exc}")
+    raise Damaged(stored)
 
 
 class ComputeJob:
@@ -102,6 +132,8 @@ class JobTable:
         self._loads: dict[str, asyncio.Future[bool]] = {}
         #: Requests that wait for a job to be read.
         self._wanted: Counter[str] = Counter()
+        #: Jobs that somebody asked for and that cannot be read.
+        self.damaged: dict[str, Damaged] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -109,6 +141,17 @@ class JobTable:
     def get(self, jid: str) -> ComputeJob | None:
         """The job if it is in memory."""
         return self._jobs.get(jid)
+
+    def revive(self, stored: StoredJob) -> bool:
+        """Take in the job of a row; False when it cannot be read, which is kept in `damaged`."""
+        try:
+            self.add(revive(stored))
+        except Damaged as exc:
+            _log.error("a job cannot be read in the store", jid=stored.record.jid, why=str(exc))
+            if len(self.damaged) < MAX_DAMAGED:
+                self.damaged[stored.record.jid] = exc
+            return False
+        return True
 
     def add(self, job: ComputeJob) -> None:
         """Take in a job that was just made."""
@@ -151,7 +194,7 @@ class JobTable:
                 self.release(job)
 
     async def load_next(self, jids: Iterable[str]) -> set[str]:
-        """Bring in the jobs that are to run next, and keep them; returns those that do not exist."""
+        """Bring in the jobs that are to run next, and keep them; returns those that cannot be had."""
         before, self._next = self._next, set(jids)
         for jid in before - self._next:
             if (job := self._jobs.get(jid)) is not None:
@@ -161,7 +204,7 @@ class JobTable:
         return unknown
 
     async def load_many(self, jids: Iterable[str]) -> set[str]:
-        """Bring these jobs into memory; returns those that were asked for and do not exist."""
+        """Bring these jobs into memory; returns those that were asked for and cannot be had."""
         wanted = [jid for jid in jids if jid not in self._jobs and jid not in self._loads]
         if not wanted:
             return set()
@@ -170,11 +213,9 @@ class JobTable:
         answered = False
         try:
             rows = await self._store.jobs(wanted)
-            for row in rows:
-                if row.record.jid not in self._jobs:
-                    self.add(ComputeJob(row.record, row.fixed, _decode_spec(row.fixed.spec)))
+            found = {row.record.jid for row in rows if row.record.jid in self._jobs or self.revive(row)}
             answered = True
-            return set(wanted).difference(row.record.jid for row in rows)
+            return set(wanted) - found
         finally:
             for jid in wanted:
                 self._loads.pop(jid, None)

@@ -41,6 +41,7 @@ from .lifecycle import Illegal, step
 from .op import Kind, Need, Op, OpLoop
 from .output import Readings
 from .reasons import Reason
+from .resources import Resources
 from .scheduler import Entry, No, Scheduler, Shape
 from .spec import Changes, JobSpec, changed
 from .store import Store
@@ -149,7 +150,7 @@ class Supervisor:
         for row in await self.store.agents():
             self.agents.restore(row)
         for stored in await self.store.active_jobs():
-            self.jobs.add(ComputeJob(stored.record, stored.fixed, _decode_spec(stored.fixed.spec)))
+            self.jobs.revive(stored)  # one that cannot be read costs itself alone (F015)
         for user, _count in await self.store.pending_users():
             self.scheduler.expect_rows(user)
         for job in self.jobs.active():
@@ -555,10 +556,14 @@ class Supervisor:
         rows = await self.store.pending(user=user, after=after and (-after[0], after[1]), limit=PAGE)
         entries = []
         for row in rows:
-            spec = _decode_spec(row.spec)
-            environment = environment_of(spec, row.user)
-            shape = Shape(row.driver, environment.key, spec.resources)
-            entries.append(Entry(-row.priority, row.seq, row.jid, row.user, shape))
+            try:
+                spec = _decode_spec(row.spec)
+                shape = Shape(row.driver, environment_of(spec, row.user).key, spec.resources)
+                priority = int(row.priority)
+            except (msgspec.DecodeError, ValueError, TypeError):
+                # when its turn comes it is read, found out and left alone (F015)
+                shape, priority = Shape(row.driver, row.jid, Resources()), 0
+            entries.append(Entry(-priority, row.seq, row.jid, row.user, shape))
         self.scheduler.feed(user, entries, complete=len(rows) < PAGE)
         self.dispatch_soon()
 
@@ -599,4 +604,5 @@ class Supervisor:
             "jobs_in_memory": len(self.jobs),
             "queued_in_memory": len(self.scheduler),
             "degraded": self.store.degraded,
+            "damaged_jobs": len(self.jobs.damaged),
         }

@@ -32,7 +32,11 @@ def instant(at: int | None) -> str | None:
     """Microseconds as ISO-8601 UTC."""
     if at is None:
         return None
-    return datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    try:
+        moment = datetime.fromtimestamp(at / 1e6, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None  # of a damaged row: no clock ever said so
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def job_view(
@@ -76,7 +80,11 @@ def job_view(
         "version": record.version,
     }
     if fixed.spec:
-        view["tags"] = _decode_spec(fixed.spec).tags
+        try:
+            view["tags"] = _decode_spec(fixed.spec).tags
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as exc:
+            view["reason"], view["situation"] = Reason.INTERNAL_ERROR, f"its spec cannot be read: {exc}"
+            spec = False
         if spec:
             view["spec"] = msgspec.Raw(fixed.spec)
     if record.original_jid is not None:

@@ -18,6 +18,7 @@ from sirepo_jobs.frontend.upstream import Upstream
 from sirepo_jobs.tokens import TokenOrder, check_order
 from tests.frontend_stage import Stage
 from tests.integration.test_supervisor import House, house_of
+from tests.scripted import ScriptedDriver
 
 SECRET = "s" * 43
 
@@ -70,8 +71,10 @@ class Service(Stage):
 
 
 @contextlib.asynccontextmanager
-async def service_of(root: Path, **more: Any) -> AsyncIterator[Service]:
-    async with house_of(root) as house:
+async def service_of(
+    root: Path, *, driver: ScriptedDriver | None = None, **more: Any
+) -> AsyncIterator[Service]:
+    async with house_of(root, driver) as house:
         it = Service(root, house, **more)
         try:
             yield it

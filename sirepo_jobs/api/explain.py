@@ -29,11 +29,11 @@ class Explain(Handler):
     async def get(self, jid: str) -> None:
         """Why the job waits, runs where it runs, failed or was ended."""
         async with self.job(jid) as job:
-            if job.seen < job.record.version:
-                await job.change(job.record.version - 1)
+            before = await self.before(job)
+            record = job.record if before is None else before.record
             asked = await self._asked(job)
             stderr = await self._stderr(job)
-            self.answer(explain(job.record, job.spec, self._facts(job, asked, stderr)))
+            self.answer(explain(record, job.spec, self._facts(job, asked, stderr)))
 
     def _facts(self, job: ComputeJob, asked: Asked | None, stderr: Tail | None) -> Facts:
         record = job.record

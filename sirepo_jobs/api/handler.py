@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -16,15 +16,20 @@ from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
 from sirepo_jobs.agent_pool import Agent
+from sirepo_jobs.commits import LOOK_SECS
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized, Unavailable
 from sirepo_jobs.intake import Intake
 from sirepo_jobs.job import State
+from sirepo_jobs.store import StoredJob
 from sirepo_jobs.supervisor import Supervisor
 from sirepo_jobs.views import job_view
 
 _log = structlog.get_logger(__name__)
 encode = msgspec.json.Encoder().encode
+
+
+_Result = TypeVar("_Result")
 
 
 class House:
@@ -112,19 +117,62 @@ class Handler(RequestHandler):
         A foreign one is as missing as a missing one (S4).
         """
         async with self.supervisor.jobs.hold(jid) as job:
+            damaged = None if job is not None else self.supervisor.jobs.damaged.get(jid)
+            if damaged is not None and (self.is_admin or damaged.stored.record.user == self.user):
+                raise damaged
             if job is None or not (self.is_admin or job.record.user == self.user):
                 raise NotFound(f"there is no job {jid[:64]!r}", code="job_not_found")
             yield job
 
     async def settled(self) -> None:
         """Until everything so far is durable, or cannot be: readers are not held up by a full disk."""
-        durable = asyncio.ensure_future(self.supervisor.commits.durable())
-        try:
-            while not (await asyncio.wait({durable}, timeout=0.2))[0]:
-                if self.supervisor.store.degraded:
-                    return
-        finally:
-            durable.cancel()
+        await self.supervisor.commits.settled()
+
+    async def before(self, job: ComputeJob) -> StoredJob | None:
+        """None once the job is durable as it is; while nothing can be written, what was written down last.
+
+        Raises `Unavailable` for a job that was never written down.
+        """
+        store = self.supervisor.store
+        while job.seen < job.record.version:
+            if store.degraded:
+                for stored in await store.jobs([job.jid]):
+                    return stored
+                raise Unavailable(f"job {job.jid} is not written down yet: {store.degraded}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECS):
+                    await job.change(job.seen)
+        return None
+
+    def changing(self) -> None:
+        """Before anything is changed. Raises `Unavailable` while nothing can be written down (C14)."""
+        if why := self.supervisor.store.degraded:
+            raise Unavailable(f"nothing can be changed now: {why}", code="store_degraded")
+
+    async def kept(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """What comes of work that ends with a commit. Raises `Unavailable` when that cannot be written now.
+
+        The work is not broken off: it is done when the store can be written again, and asking again is safe.
+        """
+        task = asyncio.ensure_future(work)
+        if not await self.supervisor.commits.unless_degraded(task):
+            task.add_done_callback(_forget)
+            why = self.supervisor.store.degraded or "it could not a moment ago"
+            raise Unavailable(
+                f"this is not written down yet, and will be when the store can: {why}; ask again",
+                code="store_degraded",
+            )
+        return task.result()
+
+    async def written(self, job: ComputeJob | None = None) -> None:
+        """Until everything so far is durable, and `job` as it is by then. Raises as `kept` does."""
+
+        async def work() -> None:
+            await self.supervisor.commits.durable()
+            if job is not None:
+                await job.settled()  # it may have gone on while that was written down
+
+        await self.kept(work())
 
     def may_know(self, agent: Agent) -> bool:
         """Whether the agent is the caller's business."""
@@ -198,3 +246,9 @@ class Handler(RequestHandler):
         """The reader left."""
         if self._stream is not None:
             self._stream.cancel()
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    """Nobody waits for it any more; what it raises is no news to anybody."""
+    if not task.cancelled():
+        task.exception()

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import msgspec
 from msgspec import Struct
 
-from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.compute_job import ComputeJob, Damaged
 from sirepo_jobs.errors import BadInput, Conflict, Error, NotFound, Unavailable
 from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsked
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
@@ -28,8 +28,6 @@ MAX_WAIT_SECS = 300.0
 MAX_PAGE = 1000
 #: How long an agent may take to say that it has stopped or continued the processes of a job.
 SIGNAL_SECS = 5.0
-#: While what was changed becomes durable, the store's health is looked at so often.
-LOOK_SECS = 0.2
 
 
 class Submission(Struct, frozen=True):
@@ -53,7 +51,7 @@ class Jobs(Handler):
         except (msgspec.DecodeError, RecursionError) as exc:
             raise BadInput(f"not a submission of the front end: {exc}") from None
         key = self.request.headers.get("Idempotency-Key")
-        records, made = await self.house.intake.submit(self.user, submission.jobs, key)
+        records, made = await self.kept(self.house.intake.submit(self.user, submission.jobs, key))
         answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
         if not made:
             self.set_header("Idempotent-Replayed", "true")
@@ -64,22 +62,23 @@ class Jobs(Handler):
     async def patch(self) -> None:
         """Change many jobs in one transaction; each item has its own result."""
         changes = _decode_changes(self.request.body)
+        self.changing()
         await self.supervisor.jobs.load_many([change.jid for change in changes])
         async with contextlib.AsyncExitStack() as held:
-            jobs: list[ComputeJob | NotFound] = []
+            jobs: list[ComputeJob | Error] = []
             for change in changes:
                 try:
                     jobs.append(await held.enter_async_context(self.job(change.jid)))
-                except NotFound as exc:
+                except (NotFound, Damaged) as exc:
                     jobs.append(exc)
             # from here to the commit nothing waits
             results = [self._result(change, job) for change, job in zip(changes, jobs, strict=True)]
-            await self.supervisor.commits.durable()
+            await self.written()
         self.answer({"results": results})
 
-    def _result(self, change: Changes, job: ComputeJob | NotFound) -> dict[str, Any]:
+    def _result(self, change: Changes, job: ComputeJob | Error) -> dict[str, Any]:
         error: Error
-        if isinstance(job, NotFound):
+        if isinstance(job, Error):
             error = job
         else:
             try:
@@ -176,37 +175,34 @@ class Job(Handler):
         """The job as soon as its version is above `version`, or `wait` is over."""
         version = self.number("version")
         wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
-        async with self.job(jid) as job:
-            if version is not None and wait_secs:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_secs):
-                        await job.change(version)
-            self.answer(await self._durable_view(job))
+        try:
+            async with self.job(jid) as job:
+                if version is not None and wait_secs:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait_secs):
+                            await job.change(version)
+                self.answer(await self._durable_view(job))
+        except Damaged as exc:
+            self.answer(job_view(exc.stored.record, exc.stored.fixed))
 
     async def _durable_view(self, job: ComputeJob) -> dict[str, Any]:
         """Nothing that is not durable is shown: while nothing can be written, what was before."""
-        store = self.supervisor.store
-        while job.seen < job.record.version:
-            if store.degraded:
-                for row in await store.jobs([job.jid]):
-                    run_root = self.supervisor.agents.run_root(row.record.user, row.record.agent)
-                    return job_view(row.record, row.fixed, why=None, run_root=run_root)
-                raise Unavailable(f"job {job.jid} is not written down yet: {store.degraded}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECS):
-                    await job.change(job.seen)
+        before = await self.before(job)
+        if before is not None:
+            run_root = self.supervisor.agents.run_root(before.record.user, before.record.agent)
+            return job_view(before.record, before.fixed, why=None, run_root=run_root)
         return self.view(job)
 
     async def patch(self, jid: str) -> None:
         """Change name, priority, tags or limits; durable when answered."""
         (change,) = _decode_changes(b"[%b]" % self.request.body)
+        self.changing()
         async with self.job(jid) as job:
             try:
                 self.supervisor.change(job, change, self.user)
             except Illegal as exc:
                 raise Conflict(str(exc)) from None
-            await self.supervisor.commits.durable()
-            await job.settled()  # it may have gone on while that was written down
+            await self.written(job)
             self.answer(self.view(job))
 
 
@@ -216,6 +212,7 @@ class Verb(Handler):
     async def post(self, jid: str, verb: str) -> None:
         """Ask it of the job; asking again changes nothing (SIR-23). 409 where the job's state forbids it."""
         serial = self.number("serial")
+        self.changing()
         async with self.job(jid) as job:
             # whoever names the run that is to be tried again may ask twice: by then it is another run
             if verb != "retry" or serial is None or job.record.serial <= serial:
@@ -223,8 +220,7 @@ class Verb(Handler):
                     self.supervisor.tell(job, self._event(job, verb))
                 except Illegal:
                     raise _cannot(job, verb) from None
-            await self.supervisor.commits.durable()
-            await job.settled()  # it may have gone on while that was written down
+            await self.written(job)
             self.answer(self.view(job))
 
     def _event(self, job: ComputeJob, verb: str) -> Event:
@@ -247,6 +243,7 @@ class DeclareLost(Handler):
         """End the present attempt, if it is out of reach. 409 where an agent can be asked instead."""
         if not self.is_admin:
             raise NotFound("there is no such page")
+        self.changing()
         async with self.job(jid) as job:
             record = job.record
             if record.state not in FINAL:
@@ -257,7 +254,7 @@ class DeclareLost(Handler):
                 if record.state is not State.LOST and not away:
                     raise Conflict(f"the agent of {jid} is connected and has the job: cancel it instead")
                 declare_dead(self.supervisor, job, self.user)
-            await self.supervisor.commits.durable()
+            await self.written()
             self.answer(self.view(job))
 
 
@@ -270,13 +267,13 @@ class Signal(Handler):
         before, after = State.RUNNING, State.SUSPENDED
         if not suspend:
             before, after = after, before
+        self.changing()
         async with self.job(jid) as job:
             if job.record.state is before:
                 await self._signal(job, verb, before)
             if job.record.state is not after:
                 raise _cannot(job, verb)
-            await self.supervisor.commits.durable()
-            await job.settled()  # it may have gone on while that was written down
+            await self.written(job)
             self.answer(self.view(job))
 
     async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:

@@ -56,6 +56,8 @@ class _Snapshot(Collector):
         yield _gauge("store_waiting_units", "Changes not yet written", [], {(): it.store.waiting})
         degraded = 1 if it.store.degraded else 0
         yield _gauge("store_degraded", "1 while nothing can be written", [], {(): degraded})
+        damaged = len(it.jobs.damaged)
+        yield _gauge("store_damaged_jobs", "jobs that were asked for and cannot be read", [], {(): damaged})
         yield _gauge("epoch", "Rises with every start of a supervisor", [], {(): it.store.epoch})
         yield _gauge("info", "The version that runs", ["version"], {(__version__,): 1})
         yield CounterMetricFamily(

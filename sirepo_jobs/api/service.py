@@ -85,11 +85,12 @@ class DeclareGone(Handler):
             raise Conflict(
                 f"agent {name} is connected from {agent.host}: it is not gone; cancel its jobs, or stop it"
             )
+        self.changing()
         jobs = [job for job in self.supervisor.jobs.active() if job.record.agent == name]
         for job in jobs:
             declare_dead(self.supervisor, job, self.user)
         self.supervisor.agents.declare_gone(agent)
-        await self.supervisor.commits.durable()
+        await self.written()
         self.answer(agent_view(agent))
 
 

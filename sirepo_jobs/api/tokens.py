@@ -56,7 +56,8 @@ class Tokens(Handler):
             order = _decode_order(self.request.body)
         except msgspec.DecodeError as exc:
             raise BadInput(f"not an order of the front end: {exc}") from None
-        text, row = await self.supervisor.tokens.create(order, self.user)
+        self.changing()
+        text, row = await self.kept(self.supervisor.tokens.create(order, self.user))
         self.set_header("Location", f"/api/v1/tokens/{row.token}")
         self.answer({**token_view(row), "token": text}, 201)
 
@@ -76,13 +77,14 @@ class Token(Handler):
     async def delete(self, token: str) -> None:
         """Revoked for good when answered; front ends hear of it at once."""
         headers = self.request.headers
-        row = await self.supervisor.tokens.revoke(
+        work = self.supervisor.tokens.revoke(
             token,
             user=self.user,
             is_admin=self.is_admin,
             scopes=frozenset(Scope(word) for word in headers.get("X-Scopes", "").split(",") if word),
             own=headers.get("X-Token", ""),
         )
+        row = await self.kept(work)
         self.answer(token_view(row))
 
 

@@ -1,7 +1,7 @@
 """Where the files of an attempt are: its run dir, and the agent that can look into it."""
 
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.errors import NotFound
+from sirepo_jobs.errors import NotFound, Unavailable
 from sirepo_jobs.job import FINAL, JobRecord, State
 from sirepo_jobs.run_files import RunDir
 from sirepo_jobs.supervisor import Supervisor
@@ -32,10 +32,13 @@ async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tupl
         if not _may_have_files(record):
             return None
         return record.run_dir, record.agent, record.started_at is not None
-    await supervisor.commits.durable()
+    written = await supervisor.commits.settled()
     for row in await supervisor.store.attempts(record.jid):
         if row.attempt == attempt and row.run_dir and row.agent and row.proof != "never_claimed":
             return row.run_dir, row.agent, row.started_at is not None
+    if not written and attempt < record.attempt:
+        # where it is may stand in what is not written yet: no answer is better than an empty one (I13)
+        raise Unavailable(f"attempt {attempt} is not written down yet: {supervisor.store.degraded}")
     return None
 
 

@@ -20,9 +20,11 @@ from sqlalchemy import (
     union_all,
 )
 
+from sirepo_jobs.errors import Conflict
 from sirepo_jobs.job import AttemptRecord, JobRecord
 from sirepo_jobs.tokens import Role, Scope, TokenRow
 
+from . import damage
 from .schema import (
     IS_ACTIVE,
     IS_PENDING,
@@ -51,6 +53,8 @@ class StoredJob(Struct, frozen=True):
     record: JobRecord
     #: What was fixed at acceptance; `spec` is empty where it was not asked for.
     fixed: NewJob
+    #: Why it cannot be read (F015); the rest is what single columns still tell, and is for showing only.
+    damage: str = ""
 
 
 class PendingRow(Struct, frozen=True):
@@ -65,7 +69,19 @@ class PendingRow(Struct, frozen=True):
 
 
 #: Columns of a job without its spec.
-JOB = (jobs.c.seq, jobs.c.name, jobs.c.driver, jobs.c.queue, jobs.c.priority, jobs.c.record)
+JOB = (
+    jobs.c.seq,
+    jobs.c.jid,
+    jobs.c.user,
+    jobs.c.state,
+    jobs.c.created_at,
+    jobs.c.version,
+    jobs.c.name,
+    jobs.c.driver,
+    jobs.c.queue,
+    jobs.c.priority,
+    jobs.c.record,
+)
 _JOB_AND_SPEC = select(*JOB, specs.c.spec).join(specs, specs.c.seq == jobs.c.seq)
 
 
@@ -119,8 +135,15 @@ def pending_users(connection: Connection) -> list[tuple[str, int]]:
 
 def attempts_of(connection: Connection, jid: str) -> list[AttemptRecord]:
     """The ended attempts of a job, in order."""
-    query = select(attempts.c.record).where(attempts.c.jid == jid).order_by(attempts.c.attempt)
-    return [_decode_attempt(record) for record in connection.execute(query).scalars()]
+    query = (
+        select(attempts.c.attempt, attempts.c.record)
+        .where(attempts.c.jid == jid)
+        .order_by(attempts.c.attempt)
+    )
+    return [
+        damage.attempt(jid, number, record, _decode_attempt)
+        for number, record in connection.execute(query).all()
+    ]
 
 
 def events_after(
@@ -134,14 +157,22 @@ def events_after(
         query = query.where(events.c.user == user)
     if jid is not None:
         query = query.where(events.c.jid == jid)
-    return [EventRow(**row) for row in connection.execute(query).mappings().all()]
+    return [damage.event(EventRow(**row)) for row in connection.execute(query).mappings().all()]
 
 
 def key(connection: Connection, user: str, name: str) -> KeyRow | None:
     """What an `Idempotency-Key` has made."""
     query = select(idempotency).where(idempotency.c.user == user, idempotency.c.key == name)
     row = connection.execute(query).mappings().first()
-    return None if row is None else KeyRow(**{**row, "jids": _decode_jids(row["jids"])})
+    if row is None:
+        return None
+    try:
+        return KeyRow(**{**row, "jids": _decode_jids(row["jids"])})
+    except damage.UNREADABLE as exc:
+        raise Conflict(
+            f"what Idempotency-Key {name!r} made cannot be read any more ({exc}); list your jobs",
+            code="damaged_record",
+        ) from None
 
 
 def has_keys_before(connection: Connection, at: int) -> bool:
@@ -159,10 +190,15 @@ def all_agents(connection: Connection) -> list[AgentRow]:
 def all_tokens(connection: Connection) -> list[TokenRow]:
     """Every token that was ever made, by id."""
     rows = connection.execute(select(tokens).order_by(tokens.c.token)).mappings().all()
-    return [
-        TokenRow(**{**row, "role": Role(row["role"]), "scopes": _decode_scopes(row["scopes"])})
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        try:
+            token = TokenRow(**{**row, "role": Role(row["role"]), "scopes": _decode_scopes(row["scopes"])})
+            found.append(msgspec.convert(msgspec.to_builtins(token), TokenRow))
+        except damage.UNREADABLE as exc:
+            # SECURITY: what is not understood lets nobody in
+            damage.tell("token", str(row["token"]), exc)
+    return found
 
 
 def of_user(user: str | None, *, indexed: bool = True) -> list[ColumnElement[bool]]:
@@ -182,4 +218,11 @@ def stored_job(row: Row[*tuple[Any, ...]]) -> StoredJob:
     """A row of `JOB`, with or without its spec."""
     spec = row.spec if "spec" in row._fields else b""
     fixed = NewJob(name=row.name, driver=row.driver, queue=row.queue, priority=row.priority, spec=spec)
-    return StoredJob(_decode_job(row.record), fixed)
+    try:
+        record = _decode_job(row.record)
+        if (record.jid, record.seq) != (row.jid, row.seq) or type(row.priority) is not int:
+            raise ValueError(f"it speaks of job {record.jid}, and priority is {row.priority!r}")
+    except damage.UNREADABLE as exc:
+        record = damage.rest_of_job(row, exc)
+        return StoredJob(record, msgspec.structs.replace(fixed, spec=b"", priority=0), record.situation)
+    return StoredJob(record, fixed)

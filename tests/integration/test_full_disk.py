@@ -65,6 +65,38 @@ async def test_jobs_go_on_and_can_be_looked_at_while_nothing_can_be_written(smal
         assert (job["state"], job["exit_code"]) == ("error", 7)
 
 
+async def test_what_cannot_be_written_is_refused_with_its_reason_or_done_later(small_disk: Path) -> None:
+    """F085, C14: no verb hangs; what was begun when the disk got full is done when there is room."""
+    async with service_of(small_disk) as service:
+        jid = (await service.ask("POST", JOBS, {"command": ["true"]})).json["jid"]
+        agent = await service.house.agent("local-root")
+        await agent.until(lambda: jid in agent.runs)
+        agent.starts(jid)
+        await service.house.until(jid, lambda job: job.record.state is State.RUNNING)
+        ballast = fill(small_disk)
+        # nobody knows yet that the disk is full
+        begun = await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/cancel"), 10)
+        assert (begun.status, begun.json["code"]) == (503, "store_degraded")
+        assert "will be when the store can" in begun.json["detail"]
+        assert agent.heard(p.Cancel) == []
+        refused = [
+            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/hold"), 10),
+            await asyncio.wait_for(service.ask("PATCH", f"{JOBS}/{jid}", {"priority": 9}), 10),
+            await asyncio.wait_for(service.ask("PATCH", JOBS, [{"jid": jid, "priority": 9}]), 10),
+            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/suspend"), 10),
+            await asyncio.wait_for(service.ask("POST", "/api/v1/tokens", {"user": "ann"}), 10),
+        ]
+        for reply in refused:
+            assert (reply.status, reply.json["code"]) == (503, "store_degraded"), reply
+            assert "nothing can be changed now" in reply.json["detail"]
+        assert (await get(service, f"{JOBS}/{jid}"))["state"] == "running"
+        assert (await get(service, f"{JOBS}/{jid}/explain"))["state"] == "running"
+        ballast.unlink()
+        await agent.until(lambda: agent.heard(p.Cancel))
+        agent.exits(jid, None, signal=15, stopped=True)
+        assert (await service.house.over(jid)).record.state is State.CANCELED
+
+
 async def test_an_agent_that_sends_more_than_its_window_is_hung_up_on(tmp_path: Path) -> None:
     """C16, I31: what nobody takes does not fill the memory."""
     async with house_of(tmp_path) as house:
