@@ -63,7 +63,7 @@ class Session:
         self._readings = Readings(attempts.files, attempts.is_live, self._send_chunk, self.say)
         self._listings = Listings(attempts.files, self.say)
         self._heartbeat_secs = 0.0
-        #: When heartbeats that nobody has confirmed were said, by the boot clock; 0 is the hello.
+        #: When heartbeats that nobody has confirmed were said, by the boot clock.
         self._beats: dict[int, float] = {}
         self._beat_count = 0
         self._lease_came = asyncio.Event()
@@ -75,7 +75,6 @@ class Session:
         """Until the connection ends. Raises `ConnectionClosed`, or `RemoteError` for nonsense."""
         self._link.say(FromRelay(hail=True))
         frame = FromAgentFrame(agent=self._agent, msgs=[await self._hello])
-        self._beats[0] = boot_secs()
         await self._connection.send(encode(frame), text=True)
         failpoints.hit("session.hello_sent")
         await self._receive_welcome()
@@ -202,7 +201,8 @@ class Session:
                     self._epoch, self._session = received.epoch, received.session
                     self._heartbeat_secs = max(message.heartbeat_secs, 0.1)
                     self.welcome = True
-                    self._renew(0)
+                    if self._attempts.shortest_lease is not None:
+                        self._lease_came.set()  # a heartbeat at once: a welcome renews nothing
             if found:
                 self._obey(received.ack, received.msgs)
             if self.welcome:

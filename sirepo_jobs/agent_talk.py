@@ -11,13 +11,14 @@ from typing import Any
 import structlog
 
 from . import events, failpoints, protocol
-from .agent_pool import Agent, Line, boot_secs
+from .agent_pool import Agent, Line
 from .compute_job import ComputeJob
 from .errors import RemoteError
 from .job import HELD_BY_AGENT, State
 from .lifecycle import Illegal
 from .op import Op
 from .reasons import Reason
+from .renewals import Renewals
 from .supervisor import Supervisor, unheard
 
 _log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ class AgentTalk:
         #: Who is silent for two of them is not there any more (F061, F062).
         self.heartbeat_secs = heartbeat_secs
         self._sessions = 0
+        self._renewals = Renewals(supervisor)
         self._hear: dict[type[Any], Callable[[Agent, Any], None]] = {
             protocol.Started: self._started,
             protocol.Exited: self._exited,
@@ -74,6 +76,7 @@ class AgentTalk:
         self._supervisor.agents.connected(agent, line, hello)
         line.say(protocol.Welcome(acked=0, heartbeat_secs=self.heartbeat_secs))
         held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
+        standing_by: list[ComputeJob] = []
         for job in self._supervisor.jobs.active():
             if job.record.agent == agent.name:
                 record = job.record
@@ -84,6 +87,10 @@ class AgentTalk:
                     self.dead(job, "boot_changed", why, Reason.NODE_FAILED)
                 else:
                     self._compare(agent, job, item, fresh)
+                    if item is not None and item.state == "standby":
+                        standing_by.append(job)
+        for job in standing_by:
+            self._grant_again(line, job)
         if fresh and (rebooted or not agent.driver.jobs_outlive_agent):
             self._died_with_host(agent, rebooted=rebooted)
         if held:
@@ -124,10 +131,13 @@ class AgentTalk:
         self._back(job, held.state)
         if job.record.stopping:
             self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)
-        elif held.state == "standby" and job.op is not None and not job.op.standby:
-            line = agent.line
-            if line is not None:
-                line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
+
+    def _grant_again(self, line: Line, job: ComputeJob) -> None:
+        """One that the agent holds back, when it is known which others run: it may have slots already."""
+        op, record = job.op, job.record
+        if op is None or op.standby or record.stopping or self._supervisor.ops.stand_back(op):
+            return
+        line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
 
     async def _foreign(self, agent: Agent, line: Line, held: list[protocol.Held]) -> None:
         """The agent has attempts that we do not count as its own.
@@ -329,9 +339,8 @@ class AgentTalk:
 
     def _heartbeat(self, agent: Agent, message: protocol.Heartbeat) -> None:
         """It is there: leases count on from the moment at which it said so."""
-        if message.n and agent.line is not None:
-            agent.renewed_at = boot_secs()
-            agent.line.say(protocol.Heard(n=message.n))
+        if message.n:
+            self._renewals.ask(agent, message.n)
 
     def _unsupported(self, agent: Agent, message: protocol.Unsupported) -> None:
         _log.warning("agent does not know a message", agent=agent.name, kind=message.kind)

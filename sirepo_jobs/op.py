@@ -160,6 +160,14 @@ class OpLoop:
             self._stand_no_longer(op)
             op.pool.adopt(op, op.need)
 
+    def stand_back(self, op: Op) -> bool:
+        """Take the slots of an op that the agent holds back still, if others run in more than there are."""
+        if op.standby or op.pool is None or not op.pool.is_overbooked or not op.pool.give_back(op):
+            return False
+        self._stand_by(op)
+        self.wake((Need.CPUS, op.pool.name))
+        return True
+
     def wake(self, resource: Resource) -> None:
         """Say that a resource may be free; who waits for it is tried at the next `settle`."""
         if resource in self._queues:

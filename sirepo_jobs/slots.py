@@ -17,13 +17,18 @@ class Pool:
     def __init__(self, name: str, size: Resources) -> None:
         self.name = name
         self.size = size
-        #: What nobody holds; below zero only when adopted work holds more than a shrunken size.
+        #: What nobody holds; below zero only while adopted work holds more than there is.
         self.free = size
         self._held: dict[Hashable, Resources] = {}
 
     def holds(self, holder: Hashable) -> bool:
         """Whether `holder` has slots here."""
         return holder in self._held
+
+    @property
+    def is_overbooked(self) -> bool:
+        """More is held than there is: work was adopted that runs in slots of others."""
+        return not NOTHING.fits(self.free)
 
     def take(self, holder: Hashable, need: Resources) -> bool:
         """Give `need` to `holder` if it fits; True when the holder has its slots, also from before."""

@@ -153,13 +153,15 @@ class Supervisor:
             self.jobs.revive(stored)  # one that cannot be read costs itself alone (F015)
         for user, _count in await self.store.pending_users():
             self.scheduler.expect_rows(user)
-        for job in self.jobs.active():
+        # those that were seen to start come first: of the others nobody knows yet which have slots
+        for job in sorted(self.jobs.active(), key=lambda job: job.record.started_at is None):
             if job.spec.driver not in self.agents.drivers:
                 self._strand(job)
                 continue
             agent = self.agents.get(job.record.agent or "") or self.agents.at(self.environment(job))
-            # one that was not seen to start may stand by on the agent still: it gets no slots unasked
-            self.adopt(job, agent, standby=job.record.started_at is None)
+            # as many as may run are taken to run, so that nobody else gets their slots (I21)
+            standby = job.record.started_at is None and not job.spec.resources.fits(agent.pool.free)
+            self.adopt(job, agent, standby=standby)
             self.agents.bring(agent)
         for pool in self.agents.pools.values():
             self.ops.wake((Need.CPUS, pool.name))

@@ -33,6 +33,7 @@ from .schema import (
     events,
     idempotency,
     jobs,
+    meta,
     specs,
     tokens,
 )
@@ -83,6 +84,11 @@ JOB = (
     jobs.c.record,
 )
 _JOB_AND_SPEC = select(*JOB, specs.c.spec).join(specs, specs.c.seq == jobs.c.seq)
+
+
+def epoch(connection: Connection) -> int:
+    """The epoch of whoever has the store."""
+    return int(connection.execute(select(meta.c.epoch)).scalar_one())
 
 
 def by_jid(connection: Connection, jids: Sequence[str]) -> list[StoredJob]:

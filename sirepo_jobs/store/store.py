@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
 from sirepo_jobs.errors import Conflict, Error, StoreError
@@ -85,6 +85,21 @@ class Store:
     async def flushed(self) -> None:
         """Return when everything submitted before is durable. Raises `StoreError` if it never will be."""
         await self._writer.flushed()
+
+    async def check_ours(self) -> None:
+        """Return if nobody had taken the store over when this was asked (I29); works on a full disk.
+
+        Raises `StoreError` otherwise, which `on_fatal` is told, too, and `Unavailable` when nobody can tell.
+        """
+
+        def question(connection: Connection) -> None:
+            if (found := queries.epoch(connection)) != self.epoch:
+                raise StoreError(
+                    f"{self._database.name} is at epoch {found}; ours is {self.epoch}: another supervisor"
+                    " has taken it over; end one of the two"
+                )
+
+        await self._reader.ask(question)
 
     async def close(self) -> None:
         """Write what waits, then release the lock. What cannot be written now is told to `on_fatal`.

@@ -1,6 +1,8 @@
 """Stories that the simulation told first (`bin/sim`), each as short as it can be told."""
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,70 @@ async def test_a_cancel_that_went_with_the_connection_is_said_again(tmp_path: Pa
         assert (word.jid, word.attempt) == (jid, 1)
         agent.exits(jid, None, signal=15, stopped=True)
         assert (await house.over(jid)).record.state is State.CANCELED
+
+
+async def test_after_a_restart_nobody_gets_the_slots_of_one_that_runs(tmp_path: Path) -> None:
+    """I21. Who had slots is not written down; one that stood by was started in those of one that ran."""
+    driver = ScriptedDriver(cpus=1)
+    async with house_of(tmp_path, driver) as house:
+        jids = await house.submit(*[TRUE] * 3)
+        agent = await house.agent()
+        await agent.until(lambda: len(agent.runs) == 3)
+        (first,) = [jid for jid in jids if agent.states[jid] == "starting"]
+        early, late = sorted(set(jids) - {first})
+        agent.exits(first, successor=f"{late}/1")
+        await house.over(first)
+    agent.states[late] = "running"
+    async with house_of(tmp_path, driver) as house:
+        agent.said.clear()
+        agent.connect(house.talk)
+        pool = house.supervisor.agents.pools["local"]
+        assert (agent.heard(p.Grant), pool.free.cpus) == ([], 0)
+        agent.starts(late)
+        agent.exits(late)
+        await house.over(late)
+        (grant,) = await agent.until(lambda: agent.heard(p.Grant))
+        assert grant.jid == early
+        agent.exits(early)
+        await house.over(early)
+
+
+async def test_after_a_restart_others_wait_until_the_agent_has_called(tmp_path: Path) -> None:
+    """I21. What it was given may run, and only the agent knows."""
+    driver = ScriptedDriver(cpus=1)
+    async with house_of(tmp_path, driver) as house:
+        (jid,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: jid in agent.runs)
+    agent.states[jid] = "running"
+    async with house_of(tmp_path, driver) as house:
+        assert house.supervisor.agents.pools["local"].free.cpus == 0
+        (other,) = await house.submit(user="bob")
+        agent.connect(house.talk)
+        agent.starts(jid)
+        await house.until(jid, lambda job: job.record.state is State.RUNNING)
+        assert (await house.job(other)).record.state is State.PENDING
+        agent.exits(jid)
+        await house.over(jid)
+        bob = await house.agent("local-bob")
+        await bob.until(lambda: other in bob.runs)
+        bob.exits(other)
+        await house.over(other)
+
+
+async def test_a_supervisor_that_was_replaced_renews_no_lease(tmp_path: Path) -> None:
+    """C9, C15. It was frozen, knew nothing, and kept alive what its successor had called over (I17)."""
+    async with house_of(tmp_path) as house:
+        _, agent = await with_one_running(house)
+        assert agent.line is not None
+        agent.line.hear(p.Heartbeat(at=1, held=1, n=1))
+        await agent.until(lambda: agent.heard(p.Heard) == [p.Heard(n=1)])
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:  # as another supervisor would
+            other.execute("UPDATE meta SET epoch = epoch + 1")
+            other.commit()
+        agent.line.hear(p.Heartbeat(at=2, held=1, n=2))
+        async with asyncio.timeout(20):
+            while not house.errors:
+                await asyncio.sleep(0)
+        assert "another supervisor" in str(house.errors.pop())
+        assert agent.heard(p.Heard) == [p.Heard(n=1)]

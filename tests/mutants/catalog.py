@@ -280,8 +280,22 @@ MUTANTS: Final = (
     Mutant(
         "a cancel is not repeated to an agent that comes back",
         "sirepo_jobs/agent_talk.py",
-        "        if job.record.stopping:\n            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)\n        elif",
-        "        if job.record.stopping:\n            pass\n        elif",
+        "        if job.record.stopping:\n            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)\n\n",
+        "\n",
+        "tests/integration/test_found_by_simulation.py",
+    ),
+    Mutant(
+        "after a restart nobody is taken to run",
+        "sirepo_jobs/supervisor.py",
+        " and not job.spec.resources.fits(agent.pool.free)\n",
+        "\n",
+        "tests/integration/test_found_by_simulation.py",
+    ),
+    Mutant(
+        "heartbeats are confirmed by whoever hears them",
+        "sirepo_jobs/renewals.py",
+        "                await self._supervisor.store.check_ours()\n",
+        "                pass\n",
         "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(

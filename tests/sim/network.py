@@ -73,9 +73,7 @@ class Wire:
 
     def _arrive(self, direction: str, data: Any) -> None:
         self._flying[direction].popleft()
-        if self.is_silent:
-            self._held.append((direction, data))
-        elif data is None:
+        if data is None:
             self._closed(direction)
         elif direction == "up":
             self.network.remember(self.agent, data)
@@ -138,6 +136,11 @@ class Wire:
         if self.is_silent:
             return
         self.is_silent = True
+        # what is under way waits before what is said from now on: TCP keeps its order
+        for direction, flying in self._flying.items():
+            self._held += [(direction, handle.args[-1]) for handle in flying]
+            while flying:
+                flying.popleft().cancel()
         dice = self.network.dice
         self.world.after(PONG_SECS + dice.random() * PING_SECS, self._no_pong, "up")
         self.world.after(PONG_SECS + dice.random() * PING_SECS, self._no_pong, "down")

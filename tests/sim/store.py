@@ -196,6 +196,13 @@ class SimStore:
         self.submit(Unit(done=[lambda: durable.done() or durable.set_result(None)]))
         await durable
 
+    async def check_ours(self) -> None:
+        found = self.disk.epoch  # a moment between the question and its answer
+        await self._read()
+        if found != self.epoch:
+            self._fail(StoreError(f"epoch {found}; ours is {self.epoch}: another supervisor has used it"))
+            raise StoreError("another supervisor has the store")
+
     async def close(self) -> None:
         self._is_closing = True
         while (self._is_busy or self._queue) and self._failure is None and not self.is_gone:

@@ -42,6 +42,7 @@ FLOORS: dict[str, int] = {
             "agent_talk",
             "agent_line",
             "leases",
+            "renewals",
             "commits",
             "event_hub",
             "intake",

@@ -267,6 +267,26 @@ def test_a_successor_inherits_and_is_not_granted_again(story: Story) -> None:
     story.everything_is_free()
 
 
+def test_one_that_is_held_back_stands_back_while_others_run_in_more_than_there_is(story: Story) -> None:
+    ahead = story.begin("J0")
+    assert not story.loop.stand_back(ahead), "its slots are its own"
+    runs = Op(
+        9, Kind.RUN, "J1", story.place, go=lambda _: None, still=lambda: True, pool=story.pool, need=ONE
+    )
+    story.loop.adopt(runs, standby=False)
+    assert story.pool.is_overbooked
+    assert story.loop.stand_back(ahead)
+    assert ahead.standby
+    assert not story.pool.is_overbooked
+    story.loop.settle()
+    assert story.granted == []
+    story.loop.end(runs)
+    story.loop.settle()
+    assert story.granted == ["J0"]
+    story.loop.end(ahead)
+    story.everything_is_free()
+
+
 def test_an_heir_that_was_granted_already_takes_nothing_twice() -> None:
     """The grant and the succession crossed on the wire."""
     story = Story(cpus=2)
