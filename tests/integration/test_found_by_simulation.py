@@ -217,7 +217,8 @@ async def test_a_supervisor_that_was_replaced_renews_no_lease(tmp_path: Path) ->
         assert agent.line is not None
         agent.line.hear(p.Heartbeat(at=1, held=1, n=1))
         await agent.until(lambda: agent.heard(p.Heard) == [p.Heard(n=1)])
-        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:  # as another supervisor would
+        # as another supervisor would do it
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
             other.execute("UPDATE meta SET epoch = epoch + 1")
             other.commit()
         agent.line.hear(p.Heartbeat(at=2, held=1, n=2))

@@ -128,6 +128,7 @@ async def test_heartbeats_renew_and_are_confirmed(tmp_path: Path) -> None:
         assert (claim.renewed_at, agent.heard(p.Heard)) == (0.0, [])
         before = boot_secs()
         agent.line.hear(p.Heartbeat(at=1, held=1, n=4))
+        await agent.until(lambda: agent.heard(p.Heard))
         assert claim.renewed_at >= before
         assert agent.heard(p.Heard) == [p.Heard(n=4)]
 
