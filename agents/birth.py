@@ -230,6 +230,13 @@ def never(spawn: Spawn, reason: Reason | None, message: str, *, stopped: bool = 
     )
 
 
+def unbegun(spawn: Spawn, reason: Reason | None) -> Over:
+    """The same for one that was stopped in time; `reason` as in `Kill`."""
+    if reason is None:
+        return never(spawn, None, "canceled before it began", stopped=True)
+    return never(spawn, Reason.DRAINING, "the agent is stopping")
+
+
 def _never(spawn: Spawn, exc: OSError) -> Over:
     reason = Reason.DISK_FULL if exc.errno in _FULL else Reason.START_FAILED
     return never(spawn, reason, f"cannot make the run dir {spawn.run_dir}: {exc.strerror}")

@@ -13,7 +13,7 @@ import msgspec
 
 from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file, process
-from sirepo_jobs.agents.birth import never
+from sirepo_jobs.agents.birth import unbegun
 from sirepo_jobs.agents.crew import Crew, Place, start_of
 from sirepo_jobs.agents.journal import Helper, Intent, Journal, Past
 from sirepo_jobs.agents.nursery import Child, Nursery
@@ -76,6 +76,8 @@ class Desk:
         self._heirs: dict[int, int] = {}
         #: Somebody wants everything to end.
         self.closing = False
+        #: It was not the supervisor who wanted it.
+        self._evicted = False
         #: Somebody wants this process to end, and nothing else.
         self.leaving = False
         self.disk_full = False
@@ -111,7 +113,12 @@ class Desk:
         return len(self._outbox)
 
     def leave(self) -> None:
-        """SIGTERM: the host, or our driver, wants us to go, and our processes with us."""
+        """SIGTERM: the host, or our driver, wants us to go, and our processes with us.
+
+        Unless the supervisor has said `Stop` before, that is the end of an agent and no end of the jobs' own:
+        an engine in order, or a host, that goes down says nothing about what ran there (F104).
+        """
+        self._evicted = self._evicted or not self.closing
         self.closing = True
 
     # -- the supervisor
@@ -197,7 +204,7 @@ class Desk:
                     self._journal.keep(raw, start)
                     self._outbox.push(Kept(record.seq, raw, ends))
                 case End(entry, grace_secs):
-                    self._stop(entry.ticket, grace_secs)
+                    self._stop(entry.ticket, grace_secs, entry.reason)
                 case Hold(entry, on):
                     self._pause(entry.ticket, on=on)
                 case TellAgain(key):
@@ -244,14 +251,14 @@ class Desk:
     def _more(self, count: int) -> list[Spawn]:
         return [self._spawn(entry, reserved=True) for entry in self._roster.reserve(count)]
 
-    def _stop(self, ticket: int, grace_secs: float) -> None:
-        if self._crew.tell(ticket, Kill(ticket=ticket, grace_secs=grace_secs)):
+    def _stop(self, ticket: int, grace_secs: float, reason: Reason | None = None) -> None:
+        if self._crew.tell(ticket, Kill(ticket=ticket, grace_secs=grace_secs, reason=reason)):
             return
         spawn = self._crew.withdraw(ticket)
         if spawn is not None:
-            self.over(never(spawn, None, "canceled before it began", stopped=True))
+            self.over(unbegun(spawn, reason))
         else:
-            self._nursery.stop(ticket, grace_secs)
+            self._nursery.stop(ticket, grace_secs, reason)
 
     def _pause(self, ticket: int, *, on: bool) -> None:
         told = self._crew.tell(ticket, Pause(ticket=ticket, on=on))
@@ -315,7 +322,7 @@ class Desk:
         child = Child(spawn, line.pid, path, line.started_at, process.started_mono(line.pid), -1, -1)
         child.status = line.status
         child.stopped = line.stopped
-        child.reason = Reason.TIME_LIMIT if line.overdue else None
+        child.reason = line.reason
         if line.pid and line.status is None and process.is_child(line.pid):
             self._nursery.take(child)
             # Its spawner may not have told of the birth any more.
@@ -324,7 +331,7 @@ class Desk:
             )
             entry = self._roster.of_ticket(spawn.ticket)
             if entry is not None and entry.stopping is not None:
-                self._nursery.stop(spawn.ticket, entry.stopping)
+                self._nursery.stop(spawn.ticket, entry.stopping, entry.reason)
         else:
             self._nursery.take_rest(child)
 
@@ -343,7 +350,7 @@ class Desk:
     def decide(self, now: float) -> None:
         """Once per turn, when everybody has been heard."""
         if self.closing and not self._roster.closing:
-            self._do(self._roster.close(STOP_GRACE_SECS, _now_us()))
+            self._do(self._roster.close(STOP_GRACE_SECS, _now_us(), evicted=self._evicted))
         if self._roster.standby:
             self._reserve(now)
 

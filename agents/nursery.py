@@ -32,7 +32,7 @@ _HURRIED_LOOK_SECS: Final = 0.02
 _OVERRUN: Final = 1.25
 _LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
 _MESSAGES: Final = {
-    Reason.AGENT_LOST: _LEASE_OVER,
+    Reason.AGENT_LOST: "ended with its agent, which was told to go by its host",
     Reason.OUT_OF_MEMORY: "the kernel killed it: the memory of its container was used up",
 }
 #: How it looks when the kernel kills: the job itself, or what its shell waited for.
@@ -47,6 +47,7 @@ class Child:
         "err",
         "kill_at",
         "killed",
+        "lease_over",
         "mark",
         "measured",
         "oom_kills",
@@ -86,6 +87,7 @@ class Child:
         self.oom_kills = oom.kills()
         self.stopped = False
         self.reason: Reason | None = None
+        self.lease_over = False
         self.kill_at: float | None = None
         self.killed = False
         self.slot = -1
@@ -231,6 +233,7 @@ class Nursery:
                 del self._leased[ticket]
             elif lease_secs <= held_for:
                 del self._leased[ticket]
+                child.lease_over = not child.stopped
                 self.stop(ticket, child.spawn.grace_secs, Reason.AGENT_LOST)
             else:
                 left = min(left, lease_secs - held_for)
@@ -461,6 +464,8 @@ def _message(child: Child, output_bytes: int) -> str:
     if child.reason is Reason.OUTPUT_LIMIT:
         limit = child.spawn.output_bytes
         return f"wrote {output_bytes} bytes to stdout and stderr; its limit is {limit}, so it was ended"
+    if child.reason is Reason.AGENT_LOST and child.lease_over:
+        return _LEASE_OVER
     return _MESSAGES.get(child.reason, "") if child.reason else ""
 
 

@@ -29,6 +29,7 @@ class Entry:
         "losses",
         "mark",
         "never",
+        "reason",
         "run",
         "serial",
         "started_at",
@@ -54,6 +55,8 @@ class Entry:
         self.never = False
         #: Grace of a cancel that is under way.
         self.stopping: float | None = None
+        #: Why it is stopped, when nobody wished it: `AGENT_LOST` with its agent, which has to go.
+        self.reason: Reason | None = None
 
 
 class Begin(NamedTuple):
@@ -69,7 +72,7 @@ class Go(NamedTuple):
 
 
 class End(NamedTuple):
-    """TERM, and KILL after the grace."""
+    """TERM, and KILL after the grace; `entry.reason` says why."""
 
     entry: Entry
     grace_secs: float
@@ -169,7 +172,8 @@ class Roster:
             del self._canceled[key]
             return [self._never(entry, at, "canceled before it arrived")]
         if self.closing:
-            return [self._never(entry, at, "the agent is stopping", reason=Reason.DRAINING)]
+            entry.reason = Reason.AGENT_LOST
+            return [self._unbegun(entry, at)]
         if run.standby:
             self._standby[key] = entry
             return []
@@ -196,11 +200,16 @@ class Roster:
             return []
         return [Hold(entry, signal.suspend)]
 
-    def close(self, grace_secs: float, at: int) -> list[Effect]:
-        """Stop everything, and start nothing any more."""
+    def close(self, grace_secs: float, at: int, *, evicted: bool = False) -> list[Effect]:
+        """Stop everything, and start nothing any more.
+
+        `evicted`: not the supervisor wants it but the host, so that it says nothing about any job (F104).
+        """
         self.closing = True
         effects: list[Effect] = []
         for entry in list(self._entries.values()):
+            if evicted and entry.stopping is None:
+                entry.reason = Reason.AGENT_LOST
             effects += self._stop(entry, grace_secs, at)
         return effects
 
@@ -296,7 +305,7 @@ class Roster:
         entry.ticket = 0
         if entry.stopping is not None:
             self._standby.pop(entry.key, None)
-            return [self._never(entry, at, "canceled before it began")]
+            return [self._unbegun(entry, at)]
         entry.losses += lost
         if entry.losses > MAX_LOSSES:
             # Whether it is what kills them or not: it shall not go on like this.
@@ -369,9 +378,14 @@ class Roster:
             return []
         if not entry.ticket:
             del self._standby[entry.key]
-            return [self._never(entry, at, "canceled before it began")]
+            return [self._unbegun(entry, at)]
         entry.stopping = grace_secs if entry.stopping is None else min(grace_secs, entry.stopping)
         return [End(entry, grace_secs)]
+
+    def _unbegun(self, entry: Entry, at: int) -> Tell:
+        if entry.reason is None:
+            return self._never(entry, at, "canceled before it began")
+        return self._never(entry, at, "the agent is stopping", reason=Reason.DRAINING)
 
     def _never(self, entry: Entry, at: int, why: str, reason: Reason | None = None) -> Tell:
         jid, attempt = entry.key

@@ -8,12 +8,15 @@ import mmap
 import struct
 from typing import Final, NamedTuple
 
+from sirepo_jobs.reasons import Reason
+
 _SLOT: Final = struct.Struct("<QqIiQB")
 _STATUS: Final = struct.Struct("<i")
 _STATUS_AT: Final = 20
 _WHY_AT: Final = 32
+#: Why it was signaled; by its place in here, 0 for not at all.
+_WHY: Final = (None, None, Reason.TIME_LIMIT, Reason.AGENT_LOST, Reason.OUTPUT_LIMIT)
 _STOPPED: Final = 1
-_OVERDUE: Final = 2
 _SLOTS: Final = 1024
 #: No wait status is this.
 _RUNNING: Final = -1
@@ -31,12 +34,12 @@ class Line(NamedTuple):
     instead_of: int
     #: We signaled it before it ended by itself ...
     stopped: bool
-    #: ... because of a time limit.
-    overdue: bool
+    #: ... because of this; None when somebody wished it.
+    reason: Reason | None
 
 
 #: All that is known of an attempt that does not stand on a slate.
-NOTHING: Final = Line(0, 0, 0, None, 0, stopped=False, overdue=False)
+NOTHING: Final = Line(0, 0, 0, None, 0, stopped=False, reason=None)
 
 
 class Slate:
@@ -59,10 +62,10 @@ class Slate:
         if slot >= 0:
             _STATUS.pack_into(self._memory, slot * _SLOT.size + _STATUS_AT, status)
 
-    def blame(self, slot: int, *, overdue: bool) -> None:
+    def blame(self, slot: int, reason: Reason | None) -> None:
         """It is being stopped by us."""
         if slot >= 0:
-            self._memory[slot * _SLOT.size + _WHY_AT] = _OVERDUE if overdue else _STOPPED
+            self._memory[slot * _SLOT.size + _WHY_AT] = _WHY.index(reason, _STOPPED)
 
     def wipe(self, slot: int) -> None:
         """The launcher was told everything."""
@@ -77,7 +80,7 @@ class Slate:
             if ticket:
                 known = None if status == _RUNNING else status
                 lines[ticket] = Line(
-                    ticket, started_at, pid, known, instead_of, stopped=why > 0, overdue=why == _OVERDUE
+                    ticket, started_at, pid, known, instead_of, stopped=why > 0, reason=_WHY[why]
                 )
         return lines
 

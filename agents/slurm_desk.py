@@ -12,6 +12,7 @@ from sirepo_jobs.agents.journal import Intent, Past
 from sirepo_jobs.agents.recovery import Recovery
 from sirepo_jobs.agents.words import Counted, FromRelay, FromSpawner, Kill, Over, Pause, Situated, Spawn
 from sirepo_jobs.protocol import Counters, Scheduling, Welcome
+from sirepo_jobs.reasons import Reason
 
 BROKERS: Final = 1
 
@@ -67,7 +68,7 @@ class SlurmDesk(Desk):
             if entry is not None and entry.stopping is not None:
                 self._unstopped[ticket] = entry.stopping
 
-    def _stop(self, ticket: int, grace_secs: float) -> None:
+    def _stop(self, ticket: int, grace_secs: float, reason: Reason | None = None) -> None:
         # POSIT: only the broker knows whether it has begun, so nobody else may end it.
         if not self._crew.tell(ticket, Kill(ticket=ticket, grace_secs=grace_secs)):
             self._unstopped[ticket] = grace_secs

@@ -17,7 +17,7 @@ from typing import Final
 
 from sirepo_jobs import failpoints
 from sirepo_jobs.agents import process
-from sirepo_jobs.agents.birth import Births, Busy, never
+from sirepo_jobs.agents.birth import Births, Busy, never, unbegun
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.nursery import Child, Nursery, report
 from sirepo_jobs.agents.slate import Slate
@@ -150,9 +150,9 @@ class Spawner:
         waiting = self._again.pop(word.ticket, None)
         spawn = self._reserved.pop(word.ticket, None) if waiting is None else waiting[2]
         if spawn is None:
-            self._nursery.stop(word.ticket, word.grace_secs)
+            self._nursery.stop(word.ticket, word.grace_secs, word.reason)
             return
-        over = never(spawn, None, "canceled before it began", stopped=True)
+        over = unbegun(spawn, word.reason)
         if waiting is None:
             self._say(over)  # it had no slots that another one could take
         else:
@@ -210,7 +210,7 @@ class Spawner:
             os.chdir("/")  # stand in nobody's way
 
     def _note_blame(self, child: Child) -> None:
-        self._slate.blame(child.slot, overdue=child.reason is Reason.TIME_LIMIT)
+        self._slate.blame(child.slot, child.reason)
 
     def _note_end(self, child: Child) -> None:
         assert child.status is not None

@@ -72,6 +72,8 @@ class Kill(Struct, frozen=True, kw_only=True, tag="kill"):
 
     ticket: int
     grace_secs: float
+    #: Why, when it is not the supervisor's wish: `AGENT_LOST` when the agent has to go.
+    reason: Reason | None = None
 
 
 class Pause(Struct, frozen=True, kw_only=True, tag="pause"):

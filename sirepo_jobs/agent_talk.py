@@ -289,7 +289,7 @@ class AgentTalk:
             # one that its launcher's death ended says nothing; a job that kills them is `POISONED` (F034)
             if message.proof == "wait_status":
                 agent.health.got_through()
-        elif not message.stopped:
+        elif not message.stopped and message.reason is not Reason.DRAINING:
             loop = self._supervisor.loop
             pause_secs = agent.health.failed(job.jid, message.message, loop.time())
             if pause_secs:

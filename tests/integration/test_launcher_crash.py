@@ -8,7 +8,7 @@ import pytest
 
 from sirepo_jobs.agents import journal as journal_of
 from sirepo_jobs.driver import Fate
-from sirepo_jobs.protocol import Exited
+from sirepo_jobs.protocol import Exited, Stop
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import Scene, appears, carrying, gone, scene
 
@@ -128,6 +128,48 @@ async def test_killed_spawner_costs_no_job_and_no_status(tmp_path: Path) -> None
         assert (exited.signal, exited.stopped) == (signal.SIGTERM, True)
         exited = await s.stage.ended("deaf")
         assert (exited.signal, exited.stopped) == (signal.SIGKILL, True)
+
+
+async def test_an_agent_that_is_told_to_go_reports_no_end_of_a_job(tmp_path: Path) -> None:
+    """F104: an engine or a host that goes down in order looked as if the program had died of signal 15.
+
+    Whatever a job makes of the TERM, with its spawner dead or alive; one that was canceled before stays so.
+    """
+    scripts = {
+        "dies": WAIT,
+        "deaf": f"trap '' TERM; {WAIT}",
+        "tidies": f"trap 'exit 0' TERM; {WAIT}",
+        "canceled": f"trap '' TERM; {WAIT}",
+    }
+    async with scene(tmp_path) as s:
+        await s.stage.send([s.stage.shell(jid, script) for jid, script in scripts.items()])
+        for jid in scripts:
+            await appears(s.run_dir(jid) / "up")
+            await s.stage.started(jid)
+        await s.stage.send([s.stage.cancel("canceled", 60.0)])
+        (spawner, *_) = s.helpers("sj-spawner")
+        os.kill(spawner, signal.SIGKILL)
+        await gone(spawner)
+        os.kill(s.launcher, signal.SIGTERM)
+        exits = {jid: await s.stage.ended(jid) for jid in scripts}
+        for jid in ("dies", "deaf", "tidies"):
+            assert (exits[jid].reason, exits[jid].stopped) == (Reason.AGENT_LOST, True), exits[jid]
+            assert "told to go by its host" in exits[jid].message
+        assert (exits["canceled"].reason, exits["canceled"].stopped) == (None, True)
+        await gone(s.launcher)
+
+
+async def test_the_supervisors_stop_is_no_loss_of_the_agent(tmp_path: Path) -> None:
+    """`down --stop-agents` says `Stop`, then TERM: the operator ended the jobs, and nothing was lost."""
+    async with scene(tmp_path) as s:
+        await s.stage.send([s.stage.shell("j", f"trap 'touch heard' TERM; {WAIT}")])
+        await appears(s.run_dir("j") / "up")
+        await s.stage.send([Stop(kill_jobs=True)])
+        await appears(s.run_dir("j") / "heard")
+        assert s.handle is not None
+        await s.driver.stop(s.handle, grace_secs=20)
+        exited = await s.stage.ended("j")
+        assert (exited.reason, exited.signal, exited.stopped) == (None, signal.SIGKILL, True)
 
 
 async def test_killed_spawner_and_the_limits_of_its_jobs(tmp_path: Path) -> None:

@@ -199,13 +199,13 @@ def test_slate_is_read_by_the_other_process() -> None:
         first = slate.note(5, 50, 500, 0)
         slate.note(6, 60, 600, 5)
         slate.ended(first, 256)
-        slate.blame(first, overdue=True)
+        slate.blame(first, Reason.TIME_LIMIT)
         slate.wipe(slate.note(7, 700, 70, 0))
         os._exit(0)
     os.waitpid(pid, 0)
     assert slate.read() == {
-        5: Line(5, 500, 50, 256, 0, stopped=True, overdue=True),
-        6: Line(6, 600, 60, None, 5, stopped=False, overdue=False),
+        5: Line(5, 500, 50, 256, 0, stopped=True, reason=Reason.TIME_LIMIT),
+        6: Line(6, 600, 60, None, 5, stopped=False, reason=None),
     }
     slate.close()
 

@@ -17,6 +17,7 @@ from sirepo_jobs.agents.roster import (
 )
 from sirepo_jobs.agents.words import Over
 from sirepo_jobs.protocol import Cancel, Exited, Grant, Run, Signal, Started, Suspended
+from sirepo_jobs.reasons import Reason
 
 
 def run(jid: str, **changes: Any) -> Run:
@@ -247,6 +248,29 @@ def test_closing_ends_everything_and_starts_nothing() -> None:
     assert not told(roster.run(run("c"), 6)).began
     assert told(roster.over(over(entry, signal=15, exit_code=None, stopped=True))).successor == ""
     assert roster.live == 0
+
+
+def test_an_agent_that_has_to_go_ends_no_job_of_its_own_accord() -> None:
+    """F104: what runs ends because of its agent, what waits was never begun; a cancel stays a cancel."""
+    roster = Roster()
+    entry = begun(roster.run(run("a"), 1))
+    canceled = begun(roster.run(run("b"), 1))
+    roster.run(run("c", standby=True), 1)
+    roster.run(run("d", standby=True), 1)
+    (reserved,) = roster.reserve(1)
+    roster.cancel(cancel("b", 9.0), 2)
+    effects = roster.close(3.0, 5, evicted=True)
+    assert [effect for effect in effects if isinstance(effect, End)] == [
+        End(entry, 3.0),
+        End(canceled, 3.0),
+        End(reserved, 3.0),
+    ]
+    assert (entry.reason, canceled.reason) == (Reason.AGENT_LOST, None)
+    waiting = told([effect for effect in effects if isinstance(effect, Tell)])
+    assert (waiting.jid, waiting.reason, waiting.began) == ("d", Reason.DRAINING, False)
+    back = told(roster.dropped(reserved.ticket, 6))
+    assert (back.jid, back.reason, back.stopped) == ("c", Reason.DRAINING, False)
+    assert told(roster.run(run("e"), 6)).reason is Reason.DRAINING
 
 
 def test_restored_attempts() -> None:
