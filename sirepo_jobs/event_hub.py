@@ -51,8 +51,11 @@ class EventHub:
             self._news = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._news)
 
-    async def follow(self, after: int, *, user: str | None) -> AsyncGenerator[EventRow, None]:
-        """Every row above `after`, once and in order, then new ones as they come; `user`'s only, if given."""
+    async def follow(self, after: int, *, user: str | None) -> AsyncGenerator[list[EventRow], None]:
+        """Every row above `after`, once and in order, then new ones as they come; `user`'s only, if given.
+
+        As many at a time as there are: what one commit has made durable is one piece.
+        """
         position = after
         while True:
             if position >= self.last:
@@ -65,6 +68,7 @@ class EventHub:
                 upto = min(self.last, position + WINDOW)
                 rows = await self._store.events(after=position, upto=upto, limit=PAGE, user=user)
                 position = rows[-1].seq if len(rows) == PAGE else upto
-            for row in rows:
-                if user is None or row.user == user:
-                    yield row
+            if user is not None:
+                rows = [row for row in rows if row.user == user]
+            if rows:
+                yield rows

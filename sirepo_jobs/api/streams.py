@@ -14,6 +14,7 @@ from .whereabouts import run_dir
 
 #: A comment line on a silent event stream, so that proxies keep it open (F070).
 KEEP_ALIVE_SECS = 15.0
+_EVENT = b"id: %d\nevent: job\ndata: %b\n\n"
 
 
 class Logs(Handler):
@@ -67,8 +68,8 @@ class Events(Handler):
         await self.send(self._lines(start))
 
     async def _lines(self, after: int) -> AsyncGenerator[bytes, None]:
-        rows = self.supervisor.events.follow(after, user=None if self.is_admin else self.user)
-        async with contextlib.aclosing(rows) as flow:
+        pieces = self.supervisor.events.follow(after, user=None if self.is_admin else self.user)
+        async with contextlib.aclosing(pieces) as flow:
             pending = asyncio.ensure_future(anext(flow))
             try:
                 while True:
@@ -76,9 +77,9 @@ class Events(Handler):
                     if not done:
                         yield b": still here\n\n"
                         continue
-                    row = pending.result()
+                    rows = pending.result()
+                    yield b"".join([_EVENT % (row.seq, encode(event_view(row))) for row in rows])
                     pending = asyncio.ensure_future(anext(flow))
-                    yield b"id: %d\nevent: job\ndata: %s\n\n" % (row.seq, encode(event_view(row)))
             finally:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)

@@ -336,10 +336,11 @@ class Clients:
 
         async def ask(node: Node) -> Any:
             nonlocal last
-            async with aclosing(node.supervisor.events.follow(last, user=None)) as rows:
-                async for row in rows:
-                    last = row.seq
-                    self.world.note("heard", number, row.seq, row.jid, row.version, row.kind)
+            async with aclosing(node.supervisor.events.follow(last, user=None)) as pieces:
+                async for rows in pieces:
+                    for row in rows:
+                        last = row.seq
+                        self.world.note("heard", number, row.seq, row.jid, row.version, row.kind)
 
         def answer(_word: str, _what: Any) -> None:
             if self.world.now < self.house.deadline:

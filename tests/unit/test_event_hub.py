@@ -51,10 +51,13 @@ async def test_a_user_with_few_events_among_many_gets_each_of_them_in_bounded_lo
         monkeypatch.setattr(store, "events", watched)
         hub = EventHub(store, 1000)
         async with aclosing(hub.follow(0, user="bob")) as flow:
-            assert [(await anext(flow)).seq for _ in of_bob[:-1]] == of_bob[:-1]
+            heard: list[int] = []
+            while len(heard) < len(of_bob) - 1:
+                heard += [row.seq for row in await anext(flow)]
+            assert heard == of_bob[:-1]
             assert max(upto - after for after, upto in looks) <= 100
             coming = asyncio.ensure_future(anext(flow))
             hub.publish(rows[1000:])
-            assert (await coming).seq == 1200
+            assert [row.seq for row in await coming] == [1200]
     finally:
         await store.close()
