@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from sirepo_jobs import garbage
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.attempts import Attempts
 from sirepo_jobs.agents.lane import Lane
@@ -151,6 +152,7 @@ def main(spec: AgentSpec, lane: Lane) -> None:
     process.hide_memory()
 
     async def run() -> None:
+        garbage.settle()
         await Agent(spec, lane).run()
 
     with suppress(KeyboardInterrupt):

@@ -5,7 +5,6 @@ them to the network side (`desk`). The network side and the spawners may die at 
 started again, and the jobs do not notice.
 """
 
-import gc
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from sirepo_jobs import garbage
 from sirepo_jobs.agents import spawner
 from sirepo_jobs.agents.crew import Crew
 from sirepo_jobs.agents.desk import Desk
@@ -76,9 +76,7 @@ class Launcher:
     def run(self) -> None:
         """Until it is told to stop, and everything is over."""
         self.listen_to_signals()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
+        garbage.settle()
         while not self.finished:
             self.turn(self._poll.poll(self.timeout_ms()))
         self._hang_up()

@@ -6,7 +6,6 @@ When the launcher dies, a spawner takes no new work, but keeps its jobs, their l
 `exit.json`, and ends with the last of them.
 """
 
-import gc
 import os
 import select
 import signal
@@ -15,7 +14,7 @@ import time
 from collections import deque
 from typing import Final
 
-from sirepo_jobs import failpoints
+from sirepo_jobs import failpoints, garbage
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.birth import Births, Busy, never, unbegun
 from sirepo_jobs.agents.lane import Lane
@@ -41,7 +40,7 @@ from sirepo_jobs.reasons import Reason
 #: A birth is told when the process has lived so long: for most short jobs it never has to be.
 QUIET_SECS: Final = 0.004
 #: An end whose slot is taken already may be told so much later, together with others ...
-GROUP_SECS: Final = 0.003
+GROUP_SECS: Final = 0.008
 #: ... while at least so many are in reserve.
 ENOUGH: Final = 3
 #: How long to wait before each further try when the host cannot make a process.
@@ -77,8 +76,7 @@ class Spawner:
     def run(self) -> None:
         """Until the launcher has hung up and the last job is over."""
         self.listen()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
+        garbage.settle()
         while not self.finished:
             self.turn(self._poll.poll(self.timeout_ms()))
 

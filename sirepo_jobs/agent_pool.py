@@ -37,8 +37,8 @@ _log = structlog.get_logger(__name__)
 #: Seconds before the n-th launch after failures; the last one for ever.
 LAUNCH_PAUSES_SECS = (1.0, 2.0, 5.0, 15.0, 60.0)
 #: So much work, in seconds per cpu, is sent ahead to an agent whose jobs are short.
-STANDBY_SECS = 0.04
-MAX_STANDBY = 128
+STANDBY_SECS = 0.1
+MAX_STANDBY = 256
 #: Sent ahead while nothing is known of how long the jobs take.
 FIRST_STANDBY = 2
 #: Ops on one agent beside those that run: bounds its queue.

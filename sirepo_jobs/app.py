@@ -17,7 +17,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from . import agent_door, api, rootdir, tls
+from . import agent_door, api, garbage, rootdir, tls
 from .agent_door import AgentDoor
 from .agent_pool import AgentPool
 from .agent_talk import AgentTalk
@@ -134,6 +134,7 @@ async def _serve(settings: Settings, store: Store) -> int:
         loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
     supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings))
     supervisor.tasks.ensure("leases", Leases(supervisor, talk).watch)
+    garbage.settle()
     _log.info("supervisor serves", root=str(settings.root), epoch=store.epoch, instance=store.instance)
     try:
         return await ended

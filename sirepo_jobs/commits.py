@@ -19,9 +19,13 @@ LOOK_SECS = 0.2
 class Commits:
     """The open unit. Owned by the supervisor; used on the loop's thread only."""
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, decide: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
         self._loop = loop
+        #: Called before a unit is handed over: what follows from this turn's news belongs to it.
+        self._decide = decide
         self._unit = Unit()
         self._scheduled = False
         self._closed = False
@@ -60,6 +64,7 @@ class Commits:
 
     def flush(self) -> None:
         """Hand the open unit to the store now."""
+        self._decide()
         self._scheduled = False
         if self._unit and not self._closed:
             unit, self._unit = self._unit, Unit()

@@ -108,7 +108,7 @@ class Supervisor:
     ) -> None:
         self.store = store
         self.loop = asyncio.get_running_loop()
-        self.commits = Commits(store, self.loop)
+        self.commits = Commits(store, self.loop, self._dispatch_if_due)
         self.tasks = Tasks()
         self.jobs = JobTable(store, job_cache)
         self.scheduler = Scheduler(queue_window)
@@ -378,10 +378,14 @@ class Supervisor:
         return Shape(job.spec.driver, self.environment(job).key, job.spec.resources)
 
     def dispatch_soon(self) -> None:
-        """Look at the end of this turn who may go now."""
+        """Look at the end of this turn who may go now: ends, and the starts they make room for, share a commit."""
         if not self._dispatching:
             self._dispatching = True
-            self.loop.call_soon(self.dispatch)
+            self.loop.call_soon(self._dispatch_if_due)
+
+    def _dispatch_if_due(self) -> None:
+        if self._dispatching:
+            self.dispatch()
 
     def dispatch(self) -> None:
         """Let ops that waited try again, then admit from the queue whatever has room."""

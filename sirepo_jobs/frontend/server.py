@@ -24,7 +24,7 @@ from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerConn
 from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 
-from sirepo_jobs import logs, rootdir
+from sirepo_jobs import garbage, logs, rootdir
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.steady_socket import SteadySocket
 from sirepo_jobs.tls import server_context
@@ -245,6 +245,7 @@ async def _serve(root: Path, host: str, port: int, make: Callable[..., Frontend]
         rootdir.write_listening(root, rootdir.Listening(url, os.getpid()))
         print(f"listening on {url}", flush=True)  # noqa: T201 (the promised line)
         log.info("listening", extra={"url": url})
+        garbage.settle()
         await ended.wait()
         log.info("ending", extra={"requests": len(frontend.exchanges)})
     finally:

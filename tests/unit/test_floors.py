@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "sirepo_jobs"
 FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
     **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
-    **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file", "failpoints"], 1),
+    **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file", "failpoints", "garbage"], 1),
     # Slurm in words: on the agent's floor, because it is the agent that speaks with it
     **dict.fromkeys(["slurm_text", "slurm_states", "slurm_options"], 1),
     # 2: pure
