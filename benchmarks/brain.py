@@ -183,7 +183,9 @@ class Brain:
 
     async def submit(self, count: int, *, held: bool = False) -> None:
         for first in range(0, count, BATCH):
-            await self.intake.submit("ann", [JobSpec(command=["/bin/true"])] * min(BATCH, count - first), None)
+            await self.intake.submit(
+                "ann", [JobSpec(command=["/bin/true"])] * min(BATCH, count - first), None
+            )
 
     async def until_ended(self, count: int) -> None:
         """Until so many have ended since the start, durably."""
@@ -227,7 +229,9 @@ async def cost_of_a_job(jobs: int, group: int) -> Cost:
 
 def main() -> None:
     """Print what a job costs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--group", type=int, default=16, help="attempts that end in one frame")
     words = parser.parse_args()

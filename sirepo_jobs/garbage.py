@@ -7,7 +7,7 @@ looking, mostly through the code and tables of its libraries.
 import gc
 from typing import Final
 
-#: Objects that may be made beyond those that went, before the young ones are looked through: some milliseconds.
+#: So many more objects may be made than went before the young ones are looked through: some milliseconds.
 YOUNG: Final = 50_000
 
 

@@ -378,7 +378,10 @@ class Supervisor:
         return Shape(job.spec.driver, self.environment(job).key, job.spec.resources)
 
     def dispatch_soon(self) -> None:
-        """Look at the end of this turn who may go now: ends, and the starts they make room for, share a commit."""
+        """Look at the end of this turn who may go now.
+
+        What ended and what starts in its place are one commit.
+        """
         if not self._dispatching:
             self._dispatching = True
             self.loop.call_soon(self._dispatch_if_due)

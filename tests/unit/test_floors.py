@@ -107,6 +107,7 @@ AGENTS_MAY_IMPORT = {
     "protocol",
     "run_path",
     "failpoints",
+    "garbage",
     "driver",
     "",
 }
