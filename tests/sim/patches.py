@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from sirepo_jobs import agent_line, agent_pool, agent_talk, leases, supervisor
+from sirepo_jobs import agent_line, agent_pool, agent_talk, leases, renewals, supervisor
 from sirepo_jobs import tasks as tasks_module
 from sirepo_jobs.agents import (
     agent,
@@ -39,6 +39,9 @@ _REAL = SimpleNamespace(
     time_ns=time.time_ns, monotonic=time.monotonic, time=time.time, sleep=time.sleep, urandom=os.urandom,
     random=random.random,
 )  # fmt: skip
+
+#: Rooms of the supervisor whose logs nobody reads here.
+_TALKATIVE = (agent_line, agent_pool, agent_talk, leases, renewals, supervisor)
 
 
 class _Silence:
@@ -107,7 +110,7 @@ def inside(world: World) -> Iterator[None]:
         (birth, "set_mark", the_process.set_mark),
         (agent, "RunFiles", _RunFiles),
         (agent, "_log", lambda text: world.log(world.current, text)),
-        *((room, "_log", _Silence()) for room in (agent_line, agent_pool, agent_talk, leases, supervisor)),
+        *((room, "_log", _Silence()) for room in _TALKATIVE),
         (tasks_module, "_log", _TaskLog()),
         (time, "time_ns", lambda: _time_ns(world)),
         (time, "time", lambda: _time_ns(world) / 1e9),
