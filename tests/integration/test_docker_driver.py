@@ -19,6 +19,7 @@ from sirepo_jobs.protocol import Hello
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import Stage, appears, carrying, gone
 from tests.bundle_stage import OUT, agent_bundle
+from tests.docker_door import a_door
 from tests.docker_stage import (
     TestEngine,
     an_engine,
@@ -348,50 +349,24 @@ async def test_remote_engine_over_tls(tmp_path: Path, engine: TestEngine) -> Non
 
 async def test_a_lost_reply_to_create_is_no_second_container(tmp_path: Path, engine: TestEngine) -> None:
     """The engine makes it and its answer never comes; whoever asks again finds what is there (F109)."""
-    lost = 0
-    ended: list[asyncio.Task[None]] = []
-
-    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(engine.url.removeprefix("unix://"))
-        creates = asyncio.Event()
-
-        async def answer() -> None:
-            nonlocal lost
-            while data := await there.read(1 << 16):
-                if creates.is_set() and not lost:
-                    lost += 1
-                    break
-                writer.write(data)
-            writer.close()
-            back.close()
-
-        task = asyncio.create_task(answer())
-        ended.append(task)
-        while data := await reader.read(1 << 16):
-            if b"containers/create?name=sj-" in data and b"sj-open" not in data:
-                creates.set()
-            back.write(data)
-        back.close()
-        await task
-
     async with (
-        await asyncio.start_unix_server(between, tmp_path / "proxy"),
+        a_door(tmp_path / "proxy", Path(engine.url.removeprefix("unix://"))) as door,
         docker_world(tmp_path, engine) as world,
     ):
         policy = world.policy_file.read_text().replace(engine.url, f"unix://{tmp_path}/proxy")
         world.policy_file.write_text(policy)
         driver = world.driver()
         await world.stage("a")
+        door.lose_next_create()
         with pytest.raises(LaunchError) as caught:
             await driver.launch(world.spec("a"))
         assert caught.value.retry
-        assert lost == 1
+        assert door.lost == 1
         assert len(engine.containers()) == 1
         handle = await driver.launch(world.spec("a"))
         await world.hello("a", 1)
         assert engine.containers() == [handle.data["container"]]
         await driver.stop(handle, grace_secs=10)
-        await asyncio.gather(*ended)
 
 
 async def test_an_engine_that_hangs_says_nothing_and_others_go_on(
