@@ -375,7 +375,9 @@ _FINAL = ("completed", "error", "canceled")
 
 def _is_gone(fd: int) -> bool:
     # Readable as soon as it has ended, whether or not anybody has waited for it.
-    gone = bool(select.select([fd], [], [], 0)[0])
+    look = select.poll()
+    look.register(fd, select.POLLIN)
+    gone = bool(look.poll(0))
     os.close(fd)
     return gone
 

@@ -81,7 +81,9 @@ class World:
                 start_new_session=True,
             )
         assert self._up.stdout is not None
-        ready, _, _ = select.select([self._up.stdout], [], [], _WAIT_SECS)
+        look = select.poll()  # `select` takes no descriptor above 1023, and a long run may have more
+        look.register(self._up.stdout, select.POLLIN)
+        ready = look.poll(_WAIT_SECS * 1000)
         line = self._up.stdout.readline().decode() if ready else ""
         assert line.startswith("listening on "), self.log()
         self.url = line.split()[-1]
