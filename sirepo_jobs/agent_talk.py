@@ -110,7 +110,7 @@ class AgentTalk:
         if held is None:
             if record.state is State.STARTING or (record.state is State.LOST and record.started_at is None):
                 if fresh:
-                    self._lost(job, f"agent {agent.name} came back without its records", Reason.AGENT_LOST)
+                    self.lost(job, f"agent {agent.name} came back without its records", Reason.AGENT_LOST)
                 elif record.stopping:
                     self._unheard(job)
                 else:
@@ -122,7 +122,7 @@ class AgentTalk:
                 self._unheard(job)
             else:
                 why = f"agent {agent.name} knows nothing of this attempt any more"
-                self._lost(job, why, Reason.AGENT_LOST)
+                self.lost(job, why, Reason.AGENT_LOST)
             return
         if held.state == "ended":
             return  # its record is on the way
@@ -195,7 +195,7 @@ class AgentTalk:
                     Reason.AGENT_UNREACHABLE,
                     f"agent {agent.name} is out of reach",
                 )
-                self._lost(job, f"{why}; the job may well be running", reason)
+                self.lost(job, f"{why}; the job may well be running", reason)
 
     # -- messages
 
@@ -393,7 +393,8 @@ class AgentTalk:
             ),
         )
 
-    def _lost(self, job: ComputeJob, message: str, reason: Reason = Reason.AGENT_UNREACHABLE) -> None:
+    def lost(self, job: ComputeJob, message: str, reason: Reason = Reason.AGENT_UNREACHABLE) -> None:
+        """Nothing tells what became of the present attempt; it may well be running (C4)."""
         record = job.record
         self._supervisor.tell(
             job,

@@ -30,6 +30,7 @@ from .login import has_logins
 from .op import Need
 from .retention import Retention
 from .settings import Settings
+from .silence import Silence
 from .steady_socket import SteadySocket
 from .store import Store
 from .supervisor import Supervisor
@@ -134,6 +135,8 @@ async def _serve(settings: Settings, store: Store) -> int:
         loop.add_signal_handler(number, partial(stop, 0, signal.Signals(number).name))
     supervisor.tasks.ensure("sweep", partial(_sweep, supervisor, settings))
     supervisor.tasks.ensure("leases", Leases(supervisor, talk).watch)
+    silence = Silence(supervisor, talk, patience_secs=settings.silence_secs)
+    supervisor.tasks.ensure("silence", silence.watch)
     garbage.settle()
     _log.info("supervisor serves", root=str(settings.root), epoch=store.epoch, instance=store.instance)
     try:

@@ -51,6 +51,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     agent_idle_secs: float
     max_output_bytes: int
     heartbeat_secs: float
+    silence_secs: float
     agent_socket: Path | None
     idempotency_keep_secs: float
     dead_token_keep_secs: float
@@ -306,6 +307,11 @@ SETTINGS: dict[str, Setting] = {
         "a job that writes more to stdout and stderr is ended; jobs may ask for less",
     ),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
+    "silence_secs": Setting(
+        _secs(1, 86_400),
+        120.0,
+        "an agent that says nothing of an attempt for so long is asked again, then not counted on",
+    ),
     "agent_socket": Setting(
         _file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"
     ),

@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
             "agent_line",
             "leases",
             "renewals",
+            "silence",
             "commits",
             "event_hub",
             "intake",
