@@ -6,6 +6,8 @@ from collections import deque
 from typing import Final
 
 _LENGTH: Final = struct.Struct(">I")
+#: A frame of the supervisor's, the words of a whole inventory: all stay far below.
+MAX_FRAME_BYTES: Final = 256 << 20
 #: More at once costs a mapping of memory each time.
 _READ_BYTES: Final = 1 << 16
 
@@ -21,6 +23,8 @@ class Lane:
         #: Bytes that the kernel has not taken yet.
         self.pending = 0
         self.closed = False
+        #: It was closed because of what the other end said.
+        self.nonsense = False
 
     def fileno(self) -> int:
         """For poll."""
@@ -65,10 +69,15 @@ class Lane:
             held += data
             if len(data) < _READ_BYTES:
                 break
-        frames = []
+        frames: list[bytes] = []
         at, end = 0, len(held)
         while end - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(held, at)
+            if length > MAX_FRAME_BYTES:
+                # nobody of ours says so much: it is no frame, and nothing after it is one (C16)
+                self.closed = self.nonsense = True
+                held.clear()
+                return frames
             if end - at - _LENGTH.size < length:
                 break
             at += _LENGTH.size

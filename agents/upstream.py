@@ -1,8 +1,14 @@
 """The launcher's end of the network side: keeps that process alive and gives it what it may tell."""
 
+import os
 import select
+import signal
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+
+import msgspec
 
 from sirepo_jobs.agents.crew import BackOff, fork, want_out
 from sirepo_jobs.agents.lane import Lane, lane_pair
@@ -32,7 +38,7 @@ class Upstream:
 
     def keep(self, now: float) -> int:
         """Start it if it is missing and may be started now; returns the new pid, or 0."""
-        if self._lane is not None or self.back_off.due > now:
+        if self._lane is not None or self.pid or self.back_off.due > now:
             return 0
         ours, theirs = lane_pair()
 
@@ -56,9 +62,23 @@ class Upstream:
         self.back_off.died()
 
     def hear(self) -> list[FromRelay]:
-        """What it says."""
+        """What it says. One that speaks nonsense is ended, and another one is started in its place."""
         assert self._lane is not None
-        return [decode_from_relay(frame) for frame in self._lane.take()]
+        try:
+            words = [decode_from_relay(frame) for frame in self._lane.take()]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+            self._end(f"the network side speaks nonsense ({exc}); it is ended, and the jobs go on")
+            return []
+        if self._lane.nonsense:
+            self._end("the network side speaks in frames that are none; it is ended, and the jobs go on")
+        return words
+
+    def _end(self, why: str) -> None:
+        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} launcher: {why}\n")
+        sys.stderr.flush()
+        self.hang_up()
+        # POSIT: it is our child and has not been reaped.
+        os.kill(self.pid, signal.SIGKILL)
 
     def hailed(self, answer: ToRelay) -> None:
         """A connection begins: say what we hold, and nothing durable until it is welcome."""

@@ -143,8 +143,8 @@ MUTANTS: Final = (
     Mutant(
         "an agent that came back without records is told to run again",
         "sirepo_jobs/agent_talk.py",
-        "                if fresh:\n                    self._lost",
-        "                if False:\n                    self._lost",
+        "                if fresh:\n                    self.lost",
+        "                if False:\n                    self.lost",
     ),
     Mutant(
         "what is canceled starts after all",
