@@ -163,18 +163,21 @@ async def test_kill_9_at_every_kind_of_write(url: str, tmp_path: Path, strace: s
     assert finished
 
 
-@pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
+@pytest.mark.parametrize(
+    ("call", "error"), [("fdatasync", "EIO"), ("pwrite64", "EIO"), ("pwrite64", "EROFS")]
+)
 async def test_a_failing_disk_ends_the_writer_before_it_acknowledges(
-    tmp_path: Path, strace: str, call: str
+    tmp_path: Path, strace: str, call: str, error: str
 ) -> None:
+    """F086; F093: a file system that becomes read-only while it is in use."""
     stopped = 0
-    for place in range(1, 60, 9):
+    for place in range(1, 60, 9 if error == "EIO" else 20):
         folder = tmp_path / f"{place}"
         folder.mkdir()
         url = f"sqlite:///{folder}/jobs.db"
         async with opened(url):
             pass
-        process = writer(url, 40, *traced(strace, folder, call, f"inject={call}:error=EIO:when={place}+"))
+        process = writer(url, 40, *traced(strace, folder, call, f"inject={call}:error={error}:when={place}+"))
         words, errors = await asyncio.to_thread(process.communicate)
         # at the opening, or with a last word while it ran
         failed = "StoreError" in errors or "fatal" in words
