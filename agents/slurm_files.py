@@ -48,6 +48,8 @@ class BatchFile(Struct, frozen=True, kw_only=True):
     tasks: list[list[str]]
     run_root: str
     bells: str
+    #: The version of the bundle that it starts from (`bundles.py`).
+    bundle: str = ""
 
 
 class BatchState(Struct, frozen=True, kw_only=True, omit_defaults=True):

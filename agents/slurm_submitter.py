@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sirepo_jobs.agents import slurm_batch, slurm_files
+from sirepo_jobs.agents import bundles, slurm_batch, slurm_files
 from sirepo_jobs.agents.slurm_batch import Batch
 from sirepo_jobs.agents.slurm_book import Book, Submission, mark
 from sirepo_jobs.reasons import Reason
@@ -135,6 +135,7 @@ class Submitter:
             tasks=submission.tasks,
             run_root=self._book.spec.run_root,
             bells=self._book.bells,
+            bundle=bundles.own(),
         )
         if submission.batch.tries == 1:
             slurm_files.put(f"{submission.directory}/batch.json", file, sync=True)

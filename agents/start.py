@@ -4,6 +4,7 @@ start   read an AgentSpec (JSON) on stdin, see to it that its launcher runs in t
         `launcher.json`. Doing it twice finds the first.
 run     the same in the foreground: for containers and service managers.
 stop    read an AgentSpec on stdin; end its launcher and everything that it ever began, but nothing in Slurm.
+tidy    read an AgentSpec on stdin; remove versions of the agent that nobody needs (bundles.py), print them.
 reach   read an AgentSpec on stdin; see whether its URL answers from here, with a certificate that fits.
 version print what this is, and do nothing.
 relay   read a path on stdin; carry one caller of that unix socket over stdin and stdout (relay.py).
@@ -24,11 +25,11 @@ import msgspec
 from msgspec import Struct
 
 from sirepo_jobs import __version__
-from sirepo_jobs.agents import handover, process, relay
+from sirepo_jobs.agents import bundles, handover, process, relay
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.driver import AgentSpec
 
-VERBS: Final = ("start", "run", "stop", "reach", "relay", "version", "payload")
+VERBS: Final = ("start", "run", "stop", "tidy", "reach", "relay", "version", "payload")
 #: How long `start` waits for a launcher that another `start` is just starting.
 FIND_SECS: Final = 8.0
 #: `stop` waits so long for the launcher to end its jobs, then does it itself.
@@ -47,6 +48,8 @@ class LauncherFile(Struct, frozen=True, kw_only=True):
     boot_id: str
     install: str
     node: str = ""
+    #: The version of the bundle that it runs from; "" for none.
+    bundle: str = ""
 
 
 def main(argv: list[str]) -> int:
@@ -72,11 +75,17 @@ def main(argv: list[str]) -> int:
         return 2
     if argv[0] == "reach":
         return _reach(spec)
+    if argv[0] == "tidy":
+        sys.stdout.write("".join(f"{name}\n" for name in bundles.tidy(bundles.root_of(spec.home))))
+        return 0
     os.umask(0o077)
     os.makedirs(spec.home, 0o700, exist_ok=True)
     if argv[0] == "stop":
         return _stop(spec)
-    return _start(spec) if argv[0] == "start" else _run(spec)
+    if argv[0] == "run":
+        return _run(spec)
+    with bundles.kept(bundles.root_of(spec.home)):
+        return _start(spec)
 
 
 def _reach(spec: AgentSpec) -> int:
@@ -229,6 +238,7 @@ def _launch(spec: AgentSpec, lock: int, writer: int | None) -> None:
             boot_id=process.boot_id(),
             install=the_launcher.install,
             node=handover.node(),
+            bundle=bundles.own(),
         )
     )
     _replace(f"{spec.home}/launcher.json", answer)

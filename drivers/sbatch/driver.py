@@ -30,6 +30,8 @@ VERSION: Final = 1
 LOOK_SECS: Final = 5.0
 #: A start may have to wait for a silent agent on another login node.
 START_SECS: Final = 150.0
+#: The present version and the one before; where there are more, it is looked whether some may go.
+KEPT_BUNDLES: Final = 2
 #: A socket there must listen before an agent is started that calls it.
 TUNNEL_SECS: Final = 30.0
 
@@ -99,6 +101,8 @@ class SbatchDriver:
         else:
             there = await self._with_tunnel(session, spec, there, place, bundle)
         found = await self._start(connection, place.root, bundle.version, there)
+        if place.bundles + (not place.has_bundle) > KEPT_BUNDLES:
+            await stage.tidy(connection, place, bundle.version, there)
         self._seen.pop(spec.agent, None)
         return Handle(
             agent=spec.agent,

@@ -41,6 +41,7 @@ for tool in sbatch squeue scancel sacct; do
   else found=$(command -v $tool) && say has $tool "$found"; fi
 done
 if [ -f "$root/bundles/{version}/bin/agent" ]; then say bundle; fi
+say bundles $(ls "$root/bundles" | wc -l)
 say free $(df -Pk "$root" | tail -n 1)
 exit 0"""
 
@@ -173,6 +174,8 @@ class Place(NamedTuple):
     boot_id: str
     root: str
     has_bundle: bool
+    #: Versions that lie there.
+    bundles: int
     lacks: list[str]
     #: Slurm's commands by name, with their paths.
     slurm: dict[str, str]
@@ -200,6 +203,7 @@ def place(said: Said) -> Place:
         boot_id=words.get("boot", ""),
         root=words.get("root", ""),
         has_bundle="bundle" in words,
+        bundles=int(words.get("bundles", "0")),
         lacks=[rest for word, rest in said.lines if word == "lacks"],
         slurm={pair[0]: pair[1] for pair in slurm if len(pair) == 2},
         free_kib=int(free[3]) if len(free) > 3 and free[3].isdecimal() else None,

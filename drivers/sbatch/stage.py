@@ -6,10 +6,12 @@ import secrets
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from sirepo_jobs.agent_bundle import MANIFEST, TAR, AgentBundle
 from sirepo_jobs.cluster import ClusterPolicy
+from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.drivers.sbatch import remote
 from sirepo_jobs.drivers.sbatch.remote import NotRun, Place, Script
 from sirepo_jobs.drivers.sbatch.ssh import Connection, SshError
@@ -87,6 +89,19 @@ async def put_bundle(connection: Connection, place: Place, bundle: AgentBundle, 
         raise LaunchError(f"the agent could not be unpacked in {place.root}/bundles: {said.rest}", retry=True)
     _log.info("bundle uploaded", node=place.node, version=bundle.version, size=bundle.size)
     return True
+
+
+async def tidy(connection: Connection, place: Place, version: str, spec: AgentSpec) -> None:
+    """Have the agent there remove versions that nobody needs; one that cannot is no trouble of ours."""
+    try:
+        said = await run(
+            connection, remote.agent(place.root, version, "tidy", msgspec.json.encode(spec)), UPLOAD_SECS
+        )
+    except LaunchError as exc:
+        _log.warning("old bundles stay", node=place.node, why=str(exc))
+        return
+    if said.status or said.rest:
+        _log.info("old bundles removed", node=place.node, status=said.status, said=said.rest)
 
 
 async def _remove(connection: Connection, place: Place, name: str) -> None:
