@@ -15,6 +15,7 @@
     broker.py     instead of the spawners where jobs are Slurm's: one loop, no children but Slurm's commands
       slurm_desk.py the launcher's desk then
       slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on
+      slurm_situation.py pure: where an attempt stands, in words for people
       slurm_submitter.py, slurm_asker.py, slurm_commands.py: sbatch, squeue and the like, within limits
       slurm_files.py claims, bells and submissions on the shared file system
     payload.py    inside a Slurm job: claims, runs and records the attempt
@@ -22,6 +23,7 @@
       session.py    one connection; link.py: to the launcher; attempts.py: what lives
       readings.py   outputs by offset; progress.py; run_files.py: opened safely
     handover.py   one agent for a home that several login nodes share
+    bundles.py    versions of the agent that lie on a cluster, and the end of those that nobody needs
     relay.py      carries one caller of a socket over standard streams, for a driver
     words.py      words between these processes; lane.py: how they travel; process.py: facts from /proc
 

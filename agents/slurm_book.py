@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from sirepo_jobs.agents import exit_file, slurm_batch, slurm_files, slurm_life
+from sirepo_jobs.agents import exit_file, slurm_batch, slurm_files, slurm_life, slurm_situation
 from sirepo_jobs.agents.birth import never
 from sirepo_jobs.agents.slurm_batch import Batch
 from sirepo_jobs.agents.slurm_commands import Commands, Pace
@@ -27,7 +27,6 @@ from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import Scheduling
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.slurm_options import SlurmOptions, Wanted, command, resolve
-from sirepo_jobs.slurm_states import Stage, meaning, wait
 from sirepo_jobs.slurm_text import Row, clip
 
 #: Attempts that come so shortly after one another may go to Slurm together.
@@ -406,25 +405,14 @@ class Book:
 
     def situate_row(self, attempt: Attempt, row: Row) -> None:
         attempt.row, attempt.position = row, self.position(row.slurm_id)
-        about = meaning(row.state)
-        if about.stage is Stage.WAITING:
-            why = wait(row.reason)
-            text = why.text or f"Slurm gives the reason {row.reason}"
-            reason, never_starts = why.reason, why.never
-            if row.state != "PENDING":
-                text, reason, never_starts = about.text, Reason.SCHEDULER, False
-        else:
-            text, reason, never_starts = about.text or f"Slurm says {row.state}", None, False
-            if about.stage is Stage.RUNNING and attempt.life.began_at is None:
-                text = "Slurm has started it, and it has not given a sign of life yet"
-        word = f" ({row.reason})" if about.stage is Stage.WAITING and row.reason else ""
-        self.situate(
-            attempt,
-            text=f"Slurm job {row.slurm_id} is {row.state}{word}: {text}",
-            reason=reason,
-            row=row,
-            never_starts=never_starts,
+        now, task = time.monotonic(), attempt.submission
+        said = slurm_situation.of_row(
+            row,
+            begun=attempt.life.began_at is not None,
+            silent_secs=slurm_life.silent_secs(attempt.life, now),
+            shares=task is not None and len(task.tasks[attempt.index]) > 1,
         )
+        self.situate(attempt, text=said.text, reason=said.reason, row=row, never_starts=said.never)
 
     def situate(
         self,

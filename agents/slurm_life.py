@@ -28,6 +28,8 @@ CANCEL_AGAIN_SECS = 10.0
 CONFIRM_SECS = 1.0
 #: Without a sign of life for so long it may be dead: three beats (`slurm_files.BEATS_SECS`).
 QUIET_SECS = 15.0
+#: Slurm says so long that it runs, and nothing of it has begun: people are told. It proves nothing.
+SILENT_SECS = 300.0
 
 
 class Phase(StrEnum):
@@ -60,6 +62,8 @@ class Life(Struct, frozen=True, kw_only=True):
     #: What Slurm said when asked about this one job; None = nothing yet.
     verdict: Record | Forgotten | None = None
     asked_at: float | None = None
+    #: Since when Slurm has said that it runs while its claim is free.
+    silent_since: float | None = None
     #: When the processes of the attempt last gave a sign of life.
     beat_at: float | None = None
     cancel_sent_at: float | None = None
@@ -344,15 +348,28 @@ def _listed(life: Life, event: Listed) -> Step:
         life = replace(life, phase=phase, doubt_since=None, asked_at=None)
     if stage is not Stage.WAITING and life.began_at is None:
         effects.append(Look())
-    told = _summary(row)
+    life = _silence(life, now, runs=stage is Stage.RUNNING)
+    told = _summary(row, silent_secs(life, now) >= SILENT_SECS)
     if told != life.told and life.phase is not Phase.DOUBTFUL:
         life = replace(life, told=told)
         effects.append(Say(row))
     return _press(life, now, stage, effects)
 
 
-def _summary(row: Row) -> tuple[str, ...]:
+def _silence(life: Life, now: float, *, runs: bool) -> Life:
+    if not runs or life.began_at is not None:
+        return life if life.silent_since is None else replace(life, silent_since=None)
+    return life if life.silent_since is not None else replace(life, silent_since=now)
+
+
+def silent_secs(life: Life, now: float) -> float:
+    """How long Slurm has said that it runs, as far as we know, while nothing of it has begun."""
+    return 0.0 if life.silent_since is None else now - life.silent_since
+
+
+def _summary(row: Row, silent: bool) -> tuple[str, ...]:
     return (
+        "silent" if silent else "",
         row.slurm_id,
         row.state,
         row.reason if wait(row.reason).text or row.reason else "",

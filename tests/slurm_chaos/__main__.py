@@ -59,10 +59,12 @@ def _over_ssh(directory: Path, cluster: Cluster, jobs: int) -> bool:
 
 
 async def _cost(directory: Path, cluster: Cluster, jobs: int) -> bool:
+    packed = Path(tempfile.mkdtemp(dir=directory))
     costs = [
         await thousand.ours(directory, cluster, jobs, 900.0, query_secs=10.0),
         thousand.loop(cluster, jobs, directory),
         thousand.polling(cluster, jobs, directory, 10.0),
+        await thousand.ours(packed, cluster, jobs, 900.0, query_secs=10.0, pack=50),
     ]
     try:
         python = python_of(SUBMITIT)

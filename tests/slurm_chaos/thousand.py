@@ -28,21 +28,25 @@ class Cost(NamedTuple):
     queries_per_minute: float
 
 
-async def ours(directory: Path, cluster: Cluster, jobs: int, secs: float, query_secs: float) -> Cost:
-    """By an agent, as a site would configure it."""
+async def ours(
+    directory: Path, cluster: Cluster, jobs: int, secs: float, query_secs: float, pack: int = 1
+) -> Cost:
+    """By an agent, as a site would configure it; `pack` jobs share an allocation."""
     reset(cluster)
+    spec = {"slurm": {"pack": pack}}
     began = time.monotonic()
     async with patient(
         directory, cluster, secs, query_secs=query_secs, command_secs=60.0, max_jobs=jobs
     ) as it:
-        await it.stage.send([job(it, f"k{n}", "exit 0") for n in range(jobs)])
+        await it.stage.send([job(it, f"k{n}", "exit 0", spec) for n in range(jobs)])
         await it.stage.until(lambda: counters(it).get("waiting") == 0 and counters(it).get("submits"), "sent")
         submitted = time.monotonic() - began
         for n in range(jobs):
             assert (await it.stage.ended(f"k{n}")).exit_code == 0
         spent = time.monotonic() - began
         queries = sum(counters(it).get(kind, 0) for kind in ("queries", "asks", "accounts"))
-    return _cost("sirepo_jobs", cluster, jobs, submitted, spent, queries)
+    way = "sirepo_jobs" if pack == 1 else f"sirepo_jobs pack={pack}"
+    return _cost(way, cluster, jobs, submitted, spent, queries)
 
 
 def loop(cluster: Cluster, jobs: int, directory: Path) -> Cost:

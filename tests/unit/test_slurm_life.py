@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from sirepo_jobs.agents import slurm_batch
+from sirepo_jobs.agents import slurm_batch, slurm_situation
 from sirepo_jobs.agents.slurm_batch import Batch
 from sirepo_jobs.agents.slurm_life import (
+    SILENT_SECS,
     Accepted,
     Ask,
     Beat,
@@ -23,11 +24,13 @@ from sirepo_jobs.agents.slurm_life import (
     Phase,
     Recorded,
     Rejected,
+    Say,
     Start,
     Tick,
     Told,
     Withdraw,
     Withdrawn,
+    silent_secs,
     step,
 )
 from sirepo_jobs.agents.words import Over
@@ -259,3 +262,32 @@ def test_trouble_makes_pauses_grow() -> None:
         batch = slurm_batch.unknown(batch, 1000.0)
     assert pauses == [1.0, 5.0, 15.0, 60.0, 60.0]
     assert slurm_batch.answered(slurm_batch.asked(batch), Yes("7"), 0.0, others=False).troubles == 0
+
+
+def test_one_that_slurm_says_runs_and_that_never_begins_is_told_of_and_not_ended() -> None:
+    """As after a kill -9 of slurmctld: the listing has it, no node does."""
+    runs = row("RUNNING", "None")
+    life, effects = story(Accepted(0, "7"), Listed(10, runs))
+    assert Say(runs) in effects
+    for secs in range(20, int(SILENT_SECS), 10):
+        life, effects = step(life, Listed(10.0 + secs, runs))
+        assert Say(runs) not in effects
+    life, effects = step(life, Listed(10 + SILENT_SECS, runs))
+    assert Say(runs) in effects
+    silence = silent_secs(life, 10 + SILENT_SECS)
+    said = slurm_situation.of_row(runs, begun=False, silent_secs=silence)
+    assert "for 5m, and nothing of it has begun" in said.text
+    assert not said.never
+    # however long it takes
+    life, effects = step(life, Listed(1e6, runs))
+    assert (life.phase, [one for one in effects if isinstance(one, Finish | Deliver)]) == (Phase.QUEUED, [])
+    # and when it begins after all, nothing was held against it
+    life, effects = step(life, Begun(1e6 + 1, "7", 5))
+    assert (life.phase, effects) == (Phase.RUNNING, [Start(5)])
+    life, effects = step(life, Listed(1e6 + 2, runs))
+    assert silent_secs(life, 1e6 + 2) == 0
+
+
+def test_one_that_shares_an_allocation_is_not_called_silent() -> None:
+    said = slurm_situation.of_row(row("RUNNING", "None"), begun=False, silent_secs=1e6, shares=True)
+    assert "when those before it in the same allocation have ended" in said.text
