@@ -314,6 +314,8 @@ class AgentPool:
             agent.handle = handle
             agent.state = AgentState.UNREACHABLE
             agent.trouble = "the supervisor was restarted; it will call again"
+            if row.leaving:
+                self.drain(agent)
 
     def admit(self, name: str, token: str) -> Agent | None:
         """The agent of that name if the token is its own."""
@@ -492,6 +494,7 @@ class AgentPool:
             handle=agent.handle.to_json() if agent.handle else None,
             install=agent.install,
             boot_id=agent.boot_id,
+            leaving=agent.leaving,
         )
 
     def declare_gone(self, agent: Agent) -> None:
@@ -519,10 +522,12 @@ class AgentPool:
     def drain(self, agent: Agent) -> None:
         """Give it no more work, and end it when it has finished what it has; safe to repeat.
 
-        Work that waits for it gets a fresh one. A restart of the supervisor forgets it.
+        Work that waits for it gets a fresh one. Durable with this turn's unit.
         """
         if agent.state is not AgentState.OFFLINE:
-            agent.leaving = True
+            if not agent.leaving:
+                agent.leaving = True
+                self.save(agent)
             self._let_go(agent)
             self._tasks.ensure(f"drain {agent.name}", lambda: self._drain_in_time(agent))
 
@@ -556,18 +561,18 @@ class AgentPool:
         if agent.line is not None:
             agent.line.say(protocol.Stop())
 
-    async def stop_all(self) -> list[str]:
-        """End every agent, its jobs too; their names, when they are gone."""
+    async def stop_all(self) -> dict[str, str]:
+        """End every agent, its jobs too. By name: "" for one that has ended, else why it could not be."""
         agents = [agent for agent in self._agents.values() if agent.handle is not None]
         self.stopping = True
-        await asyncio.gather(*(self._stop(agent) for agent in agents))
-        return [agent.name for agent in agents]
+        said = await asyncio.gather(*(self._stop(agent) for agent in agents))
+        return {agent.name: why for agent, why in zip(agents, said, strict=True)}
 
-    async def _stop(self, agent: Agent) -> None:
+    async def _stop(self, agent: Agent) -> str:
         agent.happen(AgentEvent.DRAIN_ASKED)
         line, handle = agent.line, agent.handle
         if handle is None:
-            return
+            return ""
         if line is not None:
             # gently first: its jobs end, and say so
             line.say(protocol.Stop(kill_jobs=True))
@@ -577,7 +582,13 @@ class AgentPool:
         try:
             await agent.driver.stop(handle, grace_secs=STOP_SECS)
         except LaunchError as exc:
+            if line is not None and agent.line is None:
+                # its driver is out of reach, its own connection was not: it was told so, and has hung up
+                _log.info("agent was told to end and hung up", agent=agent.name, driver=str(exc))
+                return ""
             _log.warning("agent could not be stopped", agent=agent.name, why=str(exc))
+            return str(exc)
+        return ""
 
 
 def boot_secs() -> float:

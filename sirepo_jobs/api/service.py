@@ -67,7 +67,9 @@ class AgentVerb(Handler):
                 f"there is no agent {name[:64]!r}; the list of agents has their names", code="agent_not_found"
             )
         if verb == "drain":
+            self.changing()
             self.supervisor.agents.drain(agent)
+            await self.written()
         else:
             await self.supervisor.agents.stop(agent)
         self.answer(agent_view(agent))
@@ -98,10 +100,12 @@ class StopAgents(Handler):
     """`/agents/stop`: end every agent and its jobs (`down --stop-agents`)."""
 
     async def post(self) -> None:
-        """Answered when they are gone."""
+        """Answered when they are gone; `left` are those that could not be ended, and why."""
         if not self.is_admin:
             raise NotFound("there is no such page")
-        self.answer({"stopped": await self.supervisor.agents.stop_all()})
+        said = await self.supervisor.agents.stop_all()
+        left = {name: why for name, why in said.items() if why}
+        self.answer({"stopped": [name for name in said if name not in left], "left": left})
 
 
 class Stats(Handler):

@@ -140,13 +140,17 @@ async def _frontend_ready(root: Path, pid: int) -> bool:
 @options
 @click.pass_obj
 def down_command(here: Surroundings, /, stop_agents: bool) -> int:
-    """End the service that `up` started; jobs go on unless --stop-agents is given."""
+    """End the service that `up` started; jobs go on unless --stop-agents is given.
+
+    An agent that cannot be ended is named, with the reason, and the exit status is 1.
+    """
     root = here.root_path()
+    left: dict[str, str] = {}
     if stop_agents:
         from . import door
 
         try:
-            door.ask(root, "POST", "/api/v1/agents/stop", secs=120.0)
+            left = door.ask(root, "POST", "/api/v1/agents/stop", secs=120.0).get("left", {})
         except Unavailable as exc:
             raise Unavailable(
                 f"{exc}; only a running supervisor can stop agents: start it with `up`", code=exc.code
@@ -156,7 +160,9 @@ def down_command(here: Surroundings, /, stop_agents: bool) -> int:
     ]
     if not here.json:
         print(f"ended the service on {root}" if ended else f"nothing is running on {root}")
-    return 0
+    for name, why in left.items():
+        print(f"agent {name} could not be ended: {why}", file=sys.stderr)
+    return 1 if left else 0
 
 
 def _end(pid_file: Path) -> bool:

@@ -6,6 +6,7 @@ integer microseconds. A change here needs a migration; a test compares the two.
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -16,13 +17,14 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    false,
     text,
 )
 
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 
 #: The newest migration; a database that is there already opens without loading Alembic.
-HEAD = "0005"
+HEAD = "0006"
 
 #: SQLite's own row number only if the type is spelled INTEGER.
 _ROW_NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -148,6 +150,7 @@ agents = Table(
     Column("handle", LargeBinary),
     Column("install", Text, nullable=False),
     Column("boot_id", Text, nullable=False, server_default=""),
+    Column("leaving", Boolean, nullable=False, server_default=false()),
 )
 
 tokens = Table(

@@ -152,7 +152,7 @@ class Statements:
         self._run(
             self._agents,
             [
-                (row.agent, row.environment, row.handle, row.install, row.boot_id)
+                (row.agent, row.environment, row.handle, row.install, row.boot_id, row.leaving)
                 for row in unit.agents.values()
             ],
         )

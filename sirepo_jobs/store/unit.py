@@ -54,6 +54,8 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     install: str = ""
     #: Of its host, as told by `Hello`.
     boot_id: str = ""
+    #: It was told to end when it has finished what it has.
+    leaving: bool = False
 
 
 class KeyRow(Struct, frozen=True, kw_only=True):

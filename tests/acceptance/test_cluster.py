@@ -150,9 +150,30 @@ def test_an_agent_that_calls_by_itself_needs_no_login_any_more(sshd: Sshd, tmp_p
         subprocess.run(["runuser", "-u", sshd.user("pass"), "--", "touch", str(go)], check=True)
         assert client.wait(made.jid, timeout=150).state == "completed"
         assert b"".join(client.logs(made.jid)) == b"done\n"
+        # and it hears that it shall end, without a login
+        assert site.cli("down", "--stop-agents").returncode == 0
+        until(lambda: not carrying(f"{sshd.words['homes']}/"), "the agent has ended")
         assert sshd.logins() == before
-        site.cli("cluster", "login", "ask", input=password)
     assert not carrying(f"{sshd.words['homes']}/")
+
+
+def test_an_agent_that_calls_through_its_login_is_named_when_it_cannot_be_ended(
+    sshd: Sshd, site: System
+) -> None:
+    password = f"{sshd.password}\n".encode()
+    site.cli("cluster", "login", "ask", input=password)
+    client = site.client()
+    made = client.submit({"command": ["/bin/true"], "driver": "sbatch", "cluster": "ask"})
+    assert client.wait(made.jid, timeout=150).state == "completed"
+    (agent,) = [one["agent"] for one in client.agents() if one["state"] == "online"]
+    site.cli("cluster", "logout", "ask")
+    done = site.cli("down", "--stop-agents", check=False)
+    assert done.returncode == 1
+    assert f"agent {agent} could not be ended: ".encode() in done.stderr
+    assert b"`sirepo-jobs cluster login ask`" in done.stderr
+    site.down()
+    site.up()
+    site.cli("cluster", "login", "ask", input=password)
 
 
 def test_check_tells_what_is_amiss(site: System) -> None:

@@ -9,7 +9,9 @@ from sirepo_jobs import protocol as p
 from sirepo_jobs.driver import Fate
 from sirepo_jobs.job import State
 from sirepo_jobs.reasons import Reason
-from tests.service_stage import service_of
+from tests.integration.test_supervisor import house_of
+from tests.scripted import ScriptedDriver
+from tests.service_stage import eventually, service_of
 
 AGENTS = "/api/v1/agents"
 
@@ -45,6 +47,45 @@ async def test_a_drained_agent_finishes_its_work_and_a_fresh_one_follows(
         assert (shown["agent"], shown["leaving"]) == ("local-ann", False)
         agent.exits(second)
         await house.over(second)
+
+
+async def test_a_restart_does_not_forget_that_an_agent_is_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's word is durable when it is answered."""
+    monkeypatch.setattr("sirepo_jobs.agent_pool.LOOK_SECS", 0.01)
+    driver = ScriptedDriver()
+    async with house_of(tmp_path, driver) as house:
+        (first,) = await house.submit()
+        agent = await house.agent()
+        await agent.until(lambda: first in agent.runs)
+        agent.starts(first)
+        await house.until(first, lambda job: job.record.state is State.RUNNING)
+        found = house.supervisor.agents.get("local-ann")
+        assert found is not None
+        house.supervisor.agents.drain(found)
+        await house.supervisor.commits.durable()
+    async with house_of(tmp_path, driver) as house:
+        (second,) = await house.submit()
+        agent.connect(house.talk)
+        waiting = await house.until(second, lambda job: job.op is not None)
+        await eventually(lambda: house.supervisor.why_pending(waiting)[0] is Reason.DRAINING)
+        assert agent.heard(p.Stop) == []
+        agent.exits(first)
+        assert (await house.over(first)).record.state is State.COMPLETED
+        await agent.until(lambda: agent.heard(p.Stop))
+        assert second not in agent.runs
+        driver.fate = Fate.GONE
+        agent.cut()
+        await agent.until(lambda: second in agent.runs)
+        assert len(driver.launched) == 2
+        agent.exits(second)
+        await house.over(second)
+    # the fresh one was never told to end
+    async with house_of(tmp_path, driver) as house:
+        found = house.supervisor.agents.get("local-ann")
+        assert found is not None
+        assert not found.leaving
 
 
 async def test_an_idle_agent_is_drained_at_once(tmp_path: Path) -> None:
@@ -93,5 +134,5 @@ async def test_numbers_for_prometheus(tmp_path: Path) -> None:
         assert found["sirepo_jobs_slots", "cpus", "local", "size"] == 2
         assert found["sirepo_jobs_slots", "cpus", "free", "local"] == 2
         assert found["sirepo_jobs_events_total",] >= 3
-        assert b"ann" not in answer.body
+        assert not {"ann", "local-ann", jid} & {word for key in found for word in key}
         assert jid.encode() not in answer.body

@@ -143,7 +143,11 @@ async def test_wrong_password_is_tried_once(sshd: Sshd, tmp_path: Path) -> None:
     log = Path(sshd.words["log"])
     async with ssh_world(sshd, tmp_path, account="pass", **as_user()) as world:
         driver = world.driver()
-        before = log.read_text().count("Failed password") + log.read_text().count("Failed keyboard")
+
+        def failed() -> int:
+            return log.read_text().count("Failed password") + log.read_text().count("Failed keyboard")
+
+        before = failed()
         view = await driver.log_in("dev", "ann", LoginOrder(password="wrong-horse-8"))
         # not the password once more: a human is asked, and does not answer
         assert view.state == "failed"
@@ -155,9 +159,10 @@ async def test_wrong_password_is_tried_once(sshd: Sshd, tmp_path: Path) -> None:
         for _ in range(5):
             with pytest.raises(LaunchError):
                 await driver.launch(world.spec("a"))
-        after = log.read_text().count("Failed password") + log.read_text().count("Failed keyboard")
-        assert after == before + 1
+        # sshd answers first, and writes it down then
+        await eventually(lambda: failed() > before)
         assert (await driver.log_in("dev", "ann", LoginOrder(password=sshd.password))).state == "connected"
+        assert failed() == before + 1
 
 
 async def test_refused_key_of_the_service_stops(sshd: Sshd, tmp_path: Path) -> None:

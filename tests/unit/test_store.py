@@ -443,6 +443,7 @@ class Exercise:
                 connection.execute(text(f"DROP INDEX {index}"))
             connection.execute(text("CREATE INDEX jobs_aside ON jobs (state)"))
             connection.execute(text("ALTER TABLE agents DROP COLUMN boot_id"))
+            connection.execute(text("ALTER TABLE agents DROP COLUMN leaving"))
             connection.execute(text("ALTER TABLE agents ADD COLUMN acked BIGINT"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
         async with opened(url) as it:
