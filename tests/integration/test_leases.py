@@ -392,3 +392,20 @@ async def test_recovery_changes_nothing_however_often_it_is_begun(tmp_path: Path
         assert (job.record.exit_code, job.record.attempt) == (4, 1)
         for one in queued:
             assert (await house.job(one)).record.attempt == 0
+
+
+async def test_an_agent_that_came_back_without_its_records_is_not_told_to_run_again(tmp_path: Path) -> None:
+    """F025, I4: it may have begun what it does not know any more; nothing is sent twice on a guess."""
+    async with house_of(tmp_path) as house:
+        (jid,) = await house.submit(job_spec())
+        agent = await house.agent()
+        await agent.until(lambda: jid in agent.runs)
+        job = await house.until(jid, lambda job: job.record.state is State.STARTING)
+        agent.cut()
+        agent.runs.clear()
+        agent.said.clear()
+        agent.install = "another"
+        agent.connect(house.talk)
+        await house.supervisor.commits.durable()
+        assert (job.record.state, job.record.reason) == (State.LOST, Reason.AGENT_LOST)
+        assert agent.heard(p.Run) == []

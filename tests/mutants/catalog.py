@@ -145,6 +145,7 @@ MUTANTS: Final = (
         "sirepo_jobs/agent_talk.py",
         "                if fresh:\n                    self.lost",
         "                if False:\n                    self.lost",
+        "tests/integration/test_leases.py",
     ),
     Mutant(
         "what is canceled starts after all",
