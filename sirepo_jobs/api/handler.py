@@ -108,6 +108,10 @@ class Handler(RequestHandler):
         if not isinstance(value, Error):
             super().log_exception(typ, value, tb)
 
+    def compute_etag(self) -> str | None:
+        """None: Tornado would hash every answer for a header that the front end does not pass on."""
+        return None
+
     # -- helpers
 
     @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    bindparam,
     func,
     select,
     text,
@@ -41,6 +42,10 @@ from .unit import AgentRow, EventRow, KeyRow, NewJob
 
 #: Ids per query.
 _JIDS = 500
+#: Asked by every submission, so it is put together once.
+_KEY = select(idempotency).where(
+    idempotency.c.user == bindparam("whose"), idempotency.c.key == bindparam("named")
+)
 
 _decode_job = msgspec.json.Decoder(JobRecord).decode
 _decode_attempt = msgspec.json.Decoder(AttemptRecord).decode
@@ -168,8 +173,7 @@ def events_after(
 
 def key(connection: Connection, user: str, name: str) -> KeyRow | None:
     """What an `Idempotency-Key` has made."""
-    query = select(idempotency).where(idempotency.c.user == user, idempotency.c.key == name)
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(_KEY, {"whose": user, "named": name}).mappings().first()
     if row is None:
         return None
     try:
