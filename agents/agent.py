@@ -35,8 +35,6 @@ NEAR_SECS: Final = 0.3
 SOON_SECS: Final = 60.0
 #: Without a supervisor for so long, an agent that holds nothing ends.
 ORPHAN_SECS: Final = 600.0
-PING_SECS: Final = 20
-PONG_SECS: Final = 10
 #: The supervisor closes with these when our token is not, or no longer, good.
 REFUSED: Final = (4401, 4403)
 
@@ -110,8 +108,7 @@ class Agent:
                     additional_headers=headers,
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,
-                    ping_interval=PING_SECS,
-                    ping_timeout=PONG_SECS,
+                    ping_interval=None,  # a session listens for signs of life itself
                     close_timeout=1,
                 )
             finally:
@@ -123,8 +120,7 @@ class Agent:
             proxy=None,
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
-            ping_interval=PING_SECS,
-            ping_timeout=PONG_SECS,
+            ping_interval=None,  # a session listens for signs of life itself
             close_timeout=1,
         )
 

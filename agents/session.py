@@ -47,6 +47,10 @@ from sirepo_jobs.protocol import (
 MAX_WAITING: Final = 2000
 #: So many unconfirmed heartbeats are remembered.
 MAX_BEATS: Final = 100
+#: The supervisor may take so long to let us in: others may call at the same time.
+WELCOME_SECS: Final = 60.0
+#: An answer to a heartbeat that is late by a quarter is asked for.
+LATE: Final = 1.25
 
 
 class Session:
@@ -63,6 +67,8 @@ class Session:
         self._readings = Readings(attempts.files, attempts.is_live, self._send_chunk, self.say)
         self._listings = Listings(attempts.files, self.say)
         self._heartbeat_secs = 0.0
+        #: When the supervisor said something last, by the loop's clock.
+        self._heard_at = 0.0
         #: When heartbeats that nobody has confirmed were said, by the boot clock.
         self._beats: dict[int, float] = {}
         self._beat_count = 0
@@ -77,7 +83,8 @@ class Session:
         frame = FromAgentFrame(agent=self._agent, msgs=[await self._hello])
         await self._connection.send(encode(frame), text=True)
         failpoints.hit("session.hello_sent")
-        await self._receive_welcome()
+        async with asyncio.timeout(WELCOME_SECS):
+            await self._receive_welcome()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(), name="receive")
@@ -173,13 +180,22 @@ class Session:
             self._link.say(FromRelay(renewed_at=at))
 
     async def _listen_for_life(self) -> None:
-        """Notice within two heartbeats that the other end is gone without a word (F061, F062)."""
+        """Notice within two heartbeats that the other end is gone without a word (F061, F062).
+
+        It answers each heartbeat, and is asked only when an answer is late.
+        """
+        clock = asyncio.get_running_loop().time
+        self._heard_at = clock()
         while True:
-            await asyncio.sleep(self._heartbeat_secs)
+            late_secs = clock() - self._heard_at - LATE * self._heartbeat_secs
+            if late_secs < 0:
+                await asyncio.sleep(-late_secs)
+                continue
             answer = await self._connection.ping()
             try:
-                async with asyncio.timeout(self._heartbeat_secs):
+                async with asyncio.timeout((2 - LATE) * self._heartbeat_secs):
                     await answer
+                self._heard_at = clock()
             except TimeoutError:
                 # A closing handshake would only be waited for.
                 self._connection.transport.abort()
@@ -209,8 +225,10 @@ class Session:
                 return
 
     async def _receive(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
             received = decode_to_agent(await self._connection.recv(decode=False))
+            self._heard_at = clock()
             if (received.epoch, received.session) == (self._epoch, self._session):
                 self._obey(received.ack, received.msgs)
 

@@ -64,6 +64,10 @@ class QuickAgent:
         self._waiting: deque[protocol.Run] = deque()
         self._seq = 0
         self._busy = False
+        #: It works while this is set.
+        self.go = asyncio.Event()
+        self.go.set()
+        self.stopped = False
         self.frames_in = self.frames_out = self.ended = 0
         self.talk: AgentTalk
         self.supervisor: Supervisor
@@ -72,6 +76,7 @@ class QuickAgent:
     # -- a driver
 
     async def launch(self, spec: AgentSpec) -> Handle:
+        await self.go.wait()
         asyncio.get_running_loop().call_soon(self._connect, spec.agent)
         return Handle(agent=spec.agent, driver=self.name, version=1, data={"pid": 1})
 
@@ -113,7 +118,9 @@ class QuickAgent:
 
     def _work(self) -> None:
         self._busy = False
-        ended = []
+        if self.stopped:
+            return
+        ended: list[protocol.Exited] = []
         waiting = self._waiting
         while waiting and len(ended) < self._group:
             run = waiting.popleft()
@@ -146,7 +153,7 @@ class QuickAgent:
 class Brain:
     """A supervisor on a store of its own."""
 
-    def __init__(self, root: Path, group: int) -> None:
+    def __init__(self, root: Path, group: int, heartbeat_secs: float = 15.0) -> None:
         self.store = Store.open(f"sqlite:///{root}/jobs.db")
         self.store.start(asyncio.get_running_loop(), _fail)
         self.agent = agent = QuickAgent(group)
@@ -165,7 +172,7 @@ class Brain:
             )
 
         self.supervisor = agent.supervisor = Supervisor(self.store, make_agents)
-        agent.talk = AgentTalk(self.supervisor, heartbeat_secs=15)
+        agent.talk = AgentTalk(self.supervisor, heartbeat_secs=heartbeat_secs)
         self.intake = Intake(self.supervisor)
         self.statements = self.commits = 0
         database = self.store._database
@@ -181,7 +188,7 @@ class Brain:
 
         database.run, database.commit = counted_run, counted_commit  # type: ignore[method-assign]
 
-    async def submit(self, count: int, *, held: bool = False) -> None:
+    async def submit(self, count: int) -> None:
         for first in range(0, count, BATCH):
             await self.intake.submit(
                 "ann", [JobSpec(command=["/bin/true"])] * min(BATCH, count - first), None

@@ -40,13 +40,12 @@ async def run(count: int) -> int:
         policy = write_policy(path / "docker.toml", {"here": engine}, "pull = false")
         async with docker_service(path, policy) as client:
             times = await asyncio.to_thread(measure, engine.docker, client, count)
+    print("| | p50 ms | p99 ms | of |\n|---|---|---|---|")
     for name, all_msecs in times.items():
         p99 = statistics.quantiles(all_msecs, n=100)[98]
-        print(
-            f"{name:16} p50 {statistics.median(all_msecs):8.1f} ms   p99 {p99:8.1f} ms   of {len(all_msecs)}"
-        )
+        print(f"| {name} | {statistics.median(all_msecs):.1f} | {p99:.1f} | {len(all_msecs)} |")
     ratio = statistics.median(times["warm job"]) / statistics.median(times["docker run --rm"])
-    print(f"warm job / docker run, p50: {ratio:.3f}")
+    print(f"\nwarm job / docker run, p50: {ratio:.3f}")
     return 0 if ratio <= 0.1 else 1
 
 

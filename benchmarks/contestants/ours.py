@@ -6,7 +6,6 @@ record for each job.
 
 import os
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,6 @@ class Ours:
             command = [sys.executable, "-m", "sirepo_jobs.cli", "down", "--root", self.root, "--stop-agents"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             end(self.up)
-        shutil.rmtree(self.root, ignore_errors=True)
 
     def throughput(self, count: int) -> float:
         """In batches, as whoever has many jobs hands them in."""
