@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from sirepo_jobs import failpoints
-from sirepo_jobs.agents import exit_file, oom, process
+from sirepo_jobs.agents import containment, exit_file, oom, process
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
@@ -63,6 +63,7 @@ class Child:
         "status",
         "stopped",
         "ticket",
+        "traffic",
     )
 
     def __init__(
@@ -85,6 +86,7 @@ class Child:
         self.rusage: resource.struct_rusage | None = None
         #: How often the kernel had killed for memory when it began.
         self.oom_kills = oom.kills()
+        self.traffic = containment.traffic()
         self.stopped = False
         self.reason: Reason | None = None
         self.lease_over = False
@@ -432,6 +434,7 @@ def report(child: Child) -> Over:
         )
     code = os.waitstatus_to_exitcode(status)
     usage = child.rusage
+    traffic = containment.traffic()
     if child.reason is None and not child.stopped and code in _KILLED and oom.kills() > child.oom_kills:
         child.reason = Reason.OUT_OF_MEMORY
     over = Over(
@@ -453,6 +456,9 @@ def report(child: Child) -> Over:
             max_rss=usage.ru_maxrss * 1024,
             read_bytes=usage.ru_inblock * 512,
             written_bytes=usage.ru_oublock * 512,
+            container_memory=containment.memory_peak(),
+            received_bytes=traffic.received - child.traffic.received,
+            sent_bytes=traffic.sent - child.traffic.sent,
         ),
     )
     spawn = child.spawn

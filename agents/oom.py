@@ -30,11 +30,17 @@ def count_in(text: bytes) -> int:
 
 
 @cache
-def _file() -> int:
+def is_contained() -> bool:
+    """Whether this is a container whose first process is a launcher."""
     try:
-        if Path("/proc/1/comm").read_text(encoding="utf-8").strip() != LAUNCHER:
-            return -1
+        return Path("/proc/1/comm").read_text(encoding="utf-8").strip() == LAUNCHER
     except OSError:
+        return False
+
+
+@cache
+def _file() -> int:
+    if not is_contained():
         return -1
     for path in FILES:
         try:

@@ -140,6 +140,12 @@ class Agent:
         return self.key
 
     @property
+    def image_id(self) -> str | None:
+        """The digest of the image that its jobs run in; None where there is none."""
+        found = self.handle.data.get("image") if self.handle is not None else None
+        return str(found) if found else None
+
+    @property
     def op_limit(self) -> int:
         """Ops it takes at once."""
         return MAX_OPS

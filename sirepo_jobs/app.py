@@ -76,6 +76,7 @@ def _options(name: str, settings: Settings) -> dict[str, Any]:
             "policy_file": settings.docker_file,
             "bundle_dir": settings.bundle_dir,
             "socket": str(settings.root / rootdir.AGENT_SOCKET),
+            "agents_dir": str(settings.root / "agents"),
         }
     if name != "sbatch":
         return {"cpus": settings.local_cpus}

@@ -10,8 +10,9 @@ What every driver promises, and `tests/driver_contract.py` holds it to:
 """
 
 import hashlib
+from collections.abc import Collection
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -43,6 +44,9 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mounts: list[str] = []
     #: What jobs may reach beside their files: "network".
     services: list[str] = []
+    #: Of its container: gpus that only its jobs have, and bytes of `/dev/shm`, None for what is usual.
+    gpus: int = 0
+    shm: int | None = None
     #: Name of the cluster; there the image belongs to the job, and one agent serves all of them.
     cluster: str | None = None
 
@@ -52,11 +56,14 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.cluster is not None:
             # SECURITY: SIR-35. A cluster's name holds no '-', so no two pairs look the same
             return f"{self.driver}.{self.cluster}-{self.user}"
-        if self.image is None and not (self.mounts or self.services):
+        special: list[object] = [self.mounts, self.services]
+        if self.gpus or self.shm is not None:
+            special += [self.gpus, self.shm]
+        if self.image is None and not any(special):
             return f"{self.driver}-{self.user}"
         told = self.image or ""
-        if self.mounts or self.services:
-            told = msgspec.json.encode([told, self.mounts, self.services]).decode()
+        if any(special):
+            told = msgspec.json.encode([told, *special]).decode()
         # SECURITY: before the user's name: behind it, it could be the end of another user's (SIR-35)
         return f"{self.driver}.{hashlib.sha256(told.encode()).hexdigest()[:16]}-{self.user}"
 
@@ -102,6 +109,28 @@ class Handle(Struct, frozen=True, kw_only=True):
     def from_json(cls, data: bytes | str) -> "Handle":
         """From the store."""
         return msgspec.json.decode(data, type=cls)
+
+
+class Examined(NamedTuple):
+    """What a look at one part of a driver's world found."""
+
+    what: str
+    ok: bool
+    detail: str
+    #: What to do when it is not ok.
+    hint: str = ""
+
+
+@runtime_checkable
+class Examines(Protocol):
+    """A driver that can say whether what it needs is there and in order."""
+
+    async def examine(self, known: Collection[str] | None) -> list[Examined]:
+        """Everything that commonly goes wrong, in reading order; changes nothing.
+
+        `known`: names of the agents that the supervisor has; None where that is not known.
+        """
+        ...
 
 
 @runtime_checkable

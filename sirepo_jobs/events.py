@@ -48,6 +48,8 @@ class Assigned(Event, frozen=True, kw_only=True):
     run_dir: str
     #: The attempt's lease, when the agent keeps leases and the job's policy wants one.
     lease_secs: float | None = None
+    #: Digest of the container image, where there is one.
+    image_id: str | None = None
 
 
 class NotStarted(AttemptEvent, frozen=True, kw_only=True):

@@ -63,6 +63,11 @@ class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: What its processes had read from and written to disks (not: from what was in memory already).
     read_bytes: int = 0
     written_bytes: int = 0
+    #: Of its whole container, where it has one: the peak of its memory since it was started, and what
+    #: went over its network while the attempt ran. Jobs that ran in it at once have these together.
+    container_memory: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class JobRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,6 +96,8 @@ class JobRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stopping_by: str = ""
     agent: str | None = None
     run_dir: str | None = None
+    #: Digest of the container image of the present attempt.
+    image_id: str | None = None
     #: Told to the agent with this attempt: without a word from the supervisor for so long it ends it (C9).
     lease_secs: float | None = None
     exit_code: int | None = None
@@ -117,6 +124,7 @@ class AttemptRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     serial: int
     agent: str | None
     run_dir: str | None
+    image_id: str | None = None
     #: The state the job went to when the attempt ended.
     state: State
     reason: Reason | None

@@ -203,6 +203,7 @@ def _assigned(job: JobRecord, event: Assigned, spec: JobSpec) -> Decision:
         agent=event.agent,
         run_dir=event.run_dir,
         lease_secs=event.lease_secs,
+        image_id=event.image_id,
         reason=None,
         situation="",
         started_at=None,

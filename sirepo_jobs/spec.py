@@ -98,6 +98,8 @@ class JobSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     mounts: list[str] = []
     #: What the job may reach beside its files: "network".
     services: list[Literal["network"]] = []
+    #: Bytes of `/dev/shm` in its container; None: as the administrator says.
+    shm: int | None = None
     resources: Resources = Resources()
     limits: Limits = Limits()
     #: What the job asks of Slurm beyond that; of the driver `sbatch`.
@@ -159,6 +161,7 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
     words["limits"] = _limits(words.get("limits"), f"{pointer}/limits")
     words["slurm"] = _units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
     words["slurm"] = _units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
+    words |= _units({"shm": raw.get("shm")}, ("shm",), parse_bytes, pointer)
     words |= _units({"lost_after": raw.get("lost_after")}, ("lost_after",), parse_secs, pointer)
     try:
         spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
@@ -398,11 +401,13 @@ def _check(spec: JobSpec, pointer: str) -> None:
 
 
 def _check_container(spec: JobSpec, refuse: Any) -> None:
-    for field in ("image", "mounts", "services"):
+    for field in ("image", "mounts", "services", "shm"):
         if getattr(spec, field) and spec.driver == "local":
             refuse(field, "driver local runs no containers; choose another driver, or leave it out")
     if spec.image is not None and (not _IMAGE.fullmatch(spec.image)):
         refuse("image", f"{spec.image[:64]!r} is not the name of an image; leave it out for none")
+    if spec.shm is not None and (spec.driver != "docker" or spec.shm < 1 << 16):
+        refuse("shm", f"{spec.shm} bytes: at least 64 KiB, and of the driver docker only")
     if len(spec.mounts) > MAX_MOUNTS:
         refuse("mounts", f"has {len(spec.mounts)}, at most {MAX_MOUNTS} are allowed", TooLarge)
     for mount in spec.mounts:

@@ -91,6 +91,9 @@ def environment_of(spec: JobSpec, user: str) -> Environment:
         image=spec.image,
         mounts=spec.mounts,
         services=list(spec.services),
+        # the processes of a local agent take theirs from its host; a container gets its own
+        gpus=spec.resources.gpus if spec.driver == "docker" else 0,
+        shm=spec.shm,
     )
 
 
@@ -322,6 +325,7 @@ class Supervisor:
                 serial=record.serial,
                 agent=job.op.place.key if job.op else record.agent,
                 run_dir=record.run_dir,
+                image_id=record.image_id,
                 state=record.state,
                 reason=reason or record.reason,
                 situation=situation if reason else record.situation,
@@ -466,7 +470,16 @@ class Supervisor:
         run_dir = f"{job.jid}/{job.record.attempt + 1}"
         agent = self.agents.get(op.place.key)
         lease_secs = job.spec.lease_secs if agent is not None and agent.leases else None
-        self.tell(job, Assigned(at=self.now(), agent=op.place.key, run_dir=run_dir, lease_secs=lease_secs))
+        self.tell(
+            job,
+            Assigned(
+                at=self.now(),
+                agent=op.place.key,
+                run_dir=run_dir,
+                lease_secs=lease_secs,
+                image_id=agent.image_id if agent is not None else None,
+            ),
+        )
         self.commits.after(partial(self.send_run, job, job.record.attempt))
 
     def send_run(self, job: ComputeJob, attempt: int) -> None:

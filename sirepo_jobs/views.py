@@ -16,9 +16,9 @@ _decode_spec = msgspec.json.Decoder(JobSpec).decode
 #: Fields of a job, as they may be asked for.
 JOB_FIELDS = (
     "jid", "serial", "attempt", "state", "reason", "fault", "retryable", "situation", "exit_code", "signal",
-    "name", "user", "driver", "queue", "priority", "tags", "run_dir", "agent", "progress", "usage",
-    "stdout_bytes", "stderr_bytes", "created_at", "queued_at", "started_at", "ended_at", "version", "spec",
-    "original_jid",
+    "name", "user", "driver", "queue", "priority", "tags", "run_dir", "agent", "image_id", "progress",
+    "usage", "stdout_bytes", "stderr_bytes", "created_at", "queued_at", "started_at", "ended_at", "version",
+    "spec", "original_jid",
 )  # fmt: skip
 #: How much of each job a list shows.
 JOB_VIEWS = {
@@ -69,6 +69,7 @@ def job_view(
         "tags": {},
         "run_dir": f"{run_root}/{record.run_dir}" if record.run_dir else None,
         "agent": record.agent,
+        "image_id": record.image_id,
         "progress": record.progress,
         "usage": record.usage,
         "stdout_bytes": record.stdout_bytes,
@@ -95,6 +96,7 @@ def job_view(
 def attempt_view(attempt: AttemptRecord) -> dict[str, Any]:
     """The answer for one attempt that is over."""
     view: dict[str, Any] = msgspec.to_builtins(attempt)
+    view["image_id"] = attempt.image_id
     view["started_at"], view["ended_at"] = instant(attempt.started_at), instant(attempt.ended_at)
     return view
 

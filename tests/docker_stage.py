@@ -167,7 +167,7 @@ def write_policy(path: Path, engines: dict[str, TestEngine], text: str = "", *, 
 
 
 @asynccontextmanager
-async def docker_service(path: Path, policy: Path) -> AsyncIterator[Client]:
+async def docker_service(path: Path, policy: Path, **environ: str) -> AsyncIterator[Client]:
     """`sirepo-jobs up` with the docker driver, root in `path`; at the end its agents are stopped too."""
     program = str(Path(sys.executable).parent / "sirepo-jobs")
     root = path / "root"
@@ -177,6 +177,7 @@ async def docker_service(path: Path, policy: Path) -> AsyncIterator[Client]:
         "SIREPO_JOBS_DOCKER_FILE": str(policy),
         "SIREPO_JOBS_BUNDLE_DIR": str(OUT),
         "SIREPO_JOBS_ROOT": str(root),
+        **environ,
     }
     with (path / "up.log").open("ab") as log:
         up = await asyncio.create_subprocess_exec(

@@ -2,6 +2,8 @@
 
 driver.py     launch, look, stop; which engine serves whom
 policy.py     what administrators say: engines, limits, mounts, who is whom
+places.py     where files are, here and in volumes
+examine.py    what is wrong with an engine
 mounts.py     which directories of a host a container may see
 container.py  PURE: what a container is, from policy, image and AgentSpec
 images.py     how an image comes to an engine, once for all who want it

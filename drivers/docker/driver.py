@@ -2,11 +2,10 @@
 
 import asyncio
 import hashlib
-import io
+import logging
 import os
-import tarfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +14,18 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from sirepo_jobs.agent_bundle import MANIFEST, TAR, AgentBundle
-from sirepo_jobs.driver import AgentSpec, Driver, Environment, Fate, Handle
+from sirepo_jobs.driver import AgentSpec, Driver, Environment, Examined, Fate, Handle
 from sirepo_jobs.drivers.docker import container, mounts
 from sirepo_jobs.drivers.docker.container import BUNDLE, LABEL, Limits, Mount, Plan
 from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refused, Silent, Taken
+from sirepo_jobs.drivers.docker.examine import examine, too_old
 from sirepo_jobs.drivers.docker.images import Image, Images
+from sirepo_jobs.drivers.docker.places import archive_of, files_volume, make_directory, place_in, place_of
 from sirepo_jobs.drivers.docker.policy import EnginePolicy, read_policy
 from sirepo_jobs.errors import BadInput, LaunchError
-from sirepo_jobs.resources import Resources
+from sirepo_jobs.resources import Resources, format_bytes
+
+_log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 #: Put into the bundle's volume when everything else is there.
@@ -39,9 +42,17 @@ class DockerDriver:
     jobs_outlive_agent = False
 
     def __init__(
-        self, *, policy_file: Path | None, bundle_dir: Path, socket: str = "", launch_secs: float = 30.0
+        self,
+        *,
+        policy_file: Path | None,
+        bundle_dir: Path,
+        socket: str = "",
+        agents_dir: str = "",
+        launch_secs: float = 30.0,
     ) -> None:
         """`socket` is where agents on local engines call; the others call the URL in their spec.
+
+        Homes of agents lie in `agents_dir`: it names this installation on an engine that serves others too.
 
         Raises `BadInput` for a policy that cannot be meant.
         """
@@ -53,6 +64,7 @@ class DockerDriver:
         self._bundle_dir = bundle_dir
         self._socket = socket
         self._images = Images(policy)
+        self._agents_dir = agents_dir
         self._engines = {name: Engine(name, engine) for name, engine in policy.engines.items()}
         #: Each lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -64,16 +76,18 @@ class DockerDriver:
         #: Users who have had something on their engine: they cannot move.
         self._settled: set[str] = set()
         self.hosts = {
-            name: Resources(cpus=engine.cpus, memory=engine.memory, gpus=0, disk=1 << 60)
+            name: Resources(cpus=engine.cpus, memory=engine.memory, gpus=engine.gpus, disk=1 << 60)
             for name, engine in policy.engines.items()
         }
         self.remote = any(engine.is_remote for engine in policy.engines.values())
         self.launch_secs = launch_secs
+        #: Engines whose versions were looked at.
+        self._looked_at: set[str] = set()
         engines = policy.engines.values()
         self.capacity = Resources(
             cpus=max(engine.cpus for engine in engines),
             memory=max(engine.memory for engine in engines),
-            gpus=0,
+            gpus=max(engine.gpus for engine in engines),
             disk=1 << 60,
         )
 
@@ -124,6 +138,12 @@ class DockerDriver:
             except EngineError as exc:
                 raise LaunchError(str(exc), retry=True) from exc
 
+    async def examine(self, known: Collection[str] | None) -> list[Examined]:
+        """Each engine: whether it answers, its versions, limits, size, space, and what is left over."""
+        place = place_in(self._agents_dir)
+        looks = [examine(engine, self._policy.least, place, known) for engine in self._engines.values()]
+        return [one for found in await asyncio.gather(*looks) for one in found]
+
     # -- who is where
 
     def _engine_of(self, handle: Handle) -> Engine:
@@ -161,6 +181,7 @@ class DockerDriver:
     # -- launching
 
     async def _launch(self, engine: Engine, spec: AgentSpec) -> Handle:
+        await self._look_at(engine)
         bundle = self._bundle()
         image_name = spec.environment.image or self._policy.image
         if not image_name:
@@ -193,6 +214,17 @@ class DockerDriver:
                 "run_root": told.run_root,
             },
         )
+
+    async def _look_at(self, engine: Engine) -> None:
+        """SECURITY: S54. Once per engine: whether it is as new as it must be."""
+        if engine.name in self._looked_at:
+            return
+        old = too_old(await engine.version(), self._policy.least)
+        if old and self._policy.old_engines == "refuse":
+            raise LaunchError(f"engine {engine.name}: {'; '.join(old)}", retry=True)
+        if old:
+            _log.warning("engine %s is old: %s", engine.name, "; ".join(old))
+        self._looked_at.add(engine.name)
 
     async def _start(self, engine: Engine, there: str, told: AgentSpec) -> None:
         try:
@@ -253,20 +285,27 @@ class DockerDriver:
             command=tuple(bundle.command(BUNDLE)),
             uid=uid,
             gid=gid,
-            limits=self._limits(engine.policy),
+            limits=self._limits(engine.policy, environment),
             mounts=tuple(seen),
             network=self._network(engine.policy, environment),
+            gpus=environment.gpus,
         )
         return plan, told
 
-    def _limits(self, engine: EnginePolicy) -> Limits:
+    def _limits(self, engine: EnginePolicy, environment: Environment) -> Limits:
         policy = self._policy
+        memory = policy.memory or engine.memory
+        shm = policy.shm if environment.shm is None else environment.shm
+        if shm > memory:
+            raise container.refused(
+                f"shm: {format_bytes(shm)} is more than the {format_bytes(memory)} of memory of a container"
+            )
         return Limits(
             cpus=policy.cpus or engine.cpus,
-            memory=policy.memory or engine.memory,
+            memory=memory,
             pids=policy.pids,
             open_files=policy.open_files,
-            shm=policy.shm,
+            shm=shm,
             tmp=policy.tmp,
         )
 
@@ -299,7 +338,7 @@ class DockerDriver:
                 if not await engine.has(there, f"/bundle/{WHOLE}"):
                     tar = await asyncio.to_thread((self._bundle_dir / TAR).read_bytes)
                     await engine.put(there, "/bundle", tar)
-                    await engine.put(there, "/bundle", _tar([(WHOLE, b"", 0, 0)]))
+                    await engine.put(there, "/bundle", archive_of([(WHOLE, b"", 0, 0)]))
             self._bundles[engine.name] = volume
         return volume
 
@@ -308,7 +347,7 @@ class DockerDriver:
         if not engine.policy.is_remote:
             try:
                 for path in (spec.home, spec.run_root):
-                    await asyncio.to_thread(_make_directory, path, plan.uid, plan.gid)
+                    await asyncio.to_thread(make_directory, path, plan.uid, plan.gid)
             except OSError as exc:
                 raise LaunchError(f"agent {spec.agent}: {exc}", retry=False) from exc
             return
@@ -316,7 +355,7 @@ class DockerDriver:
         await engine.make_volume(files, {f"{LABEL}.place": plan.place, f"{LABEL}.user": plan.user})
         async with self._never_started(engine, files, "/files", plan.image_id) as there:
             names = ("agents/", f"agents/{spec.agent}/", "jobs/")
-            await engine.put(there, "/files", _tar([(name, b"", plan.uid, plan.gid) for name in names]))
+            await engine.put(there, "/files", archive_of([(name, b"", plan.uid, plan.gid) for name in names]))
 
     @asynccontextmanager
     async def _never_started(
@@ -353,40 +392,3 @@ class DockerDriver:
 
 def _keeps_the_contract(driver: DockerDriver) -> Driver:
     return driver  # what mypy holds it to
-
-
-def place_of(spec: AgentSpec) -> str:
-    """Names this installation on an engine that may serve others too."""
-    return hashlib.sha256(os.path.dirname(spec.home).encode()).hexdigest()[:16]
-
-
-def files_volume(spec: AgentSpec) -> str:
-    """The volume of a user's files on a remote engine."""
-    user = hashlib.sha256(spec.environment.user.encode()).hexdigest()[:16]
-    return f"sirepo_jobs-files-{place_of(spec)}-{user}"
-
-
-def _make_directory(path: str, uid: int, gid: int) -> None:
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    if os.getuid() == 0:
-        # SECURITY: never through a link that a job has put there (S30)
-        fd = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_RDONLY)
-        try:
-            os.fchown(fd, uid, gid)
-            os.fchmod(fd, 0o700)
-        finally:
-            os.close(fd)
-
-
-def _tar(entries: list[tuple[str, bytes, int, int]]) -> bytes:
-    """Files, or directories where a name ends with `/`, as an archive."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data, uid, gid in entries:
-            member = tarfile.TarInfo(name.rstrip("/"))
-            member.uid, member.gid, member.size = uid, gid, len(data)
-            member.type, member.mode = (
-                (tarfile.DIRTYPE, 0o700) if name.endswith("/") else (tarfile.REGTYPE, 0o444)
-            )
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()

@@ -81,6 +81,9 @@ class Engine:
                 return Taken(text)
             case 400 | 401 | 403:
                 return Refused(text)
+        if "could not select device driver" in text:
+            # said with 500, and said again each time: it has no gpus, or not the runtime for them
+            return Refused(f"{text}; this engine has no gpus to give")
         return Silent(text)
 
     def _context(self) -> ssl.SSLContext | None:
@@ -89,6 +92,18 @@ class Engine:
             context.load_cert_chain(self.policy.cert, self.policy.key)
             self._tls = context
         return self._tls
+
+    # -- the engine itself
+
+    async def version(self) -> dict[str, Any]:
+        """Its version, and those of its parts."""
+        async with self._client() as client:
+            return dict(await client.version())
+
+    async def info(self) -> dict[str, Any]:
+        """What it has and can do."""
+        async with self._client() as client:
+            return dict(await client.system.info())
 
     # -- containers
 

@@ -4,7 +4,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,8 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _URL: Final = re.compile(r"unix:///[^\0]+|https://[A-Za-z0-9.:\[\]-]+:\d+")
 #: Whoever runs the supervisor as root and says nothing about `ids` gets containers of this user: `nobody`.
 NOBODY: Final = 65534
+#: Older ones block what an agent needs (clone3, 20.10.10), or let containers out (runc: CVE-2022-29162).
+LEAST_VERSIONS: Final = {"Engine": "20.10.10", "containerd": "1.4.12", "runc": "1.1.2"}
 
 
 class Registry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +38,7 @@ class EnginePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     #: What it has to give to jobs of ours.
     cpus: int
     memory: int
+    gpus: int = 0
     #: At most so many agents at once; 0: no limit but the above.
     agents: int = 0
 
@@ -69,6 +72,9 @@ class DockerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ids: str = ""
     #: The same for single users; `{"ann": "1001:1001"}`.
     user_ids: dict[str, str] = {}
+    #: What engines must at least be (S54), by the names of `docker version`; and whether older ones are used.
+    least_versions: dict[str, str] = {}
+    old_engines: Literal["warn", "refuse"] = "warn"
     mounts: list[MountPolicy] = []
     #: Of one container; 0: all that its engine has.
     cpus: int = 0
@@ -81,6 +87,11 @@ class DockerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     network: str = ""
     #: user (or `*`) -> registry -> credentials.
     registries: dict[str, dict[str, Registry]] = {}
+
+    @property
+    def least(self) -> dict[str, str]:
+        """The versions that engines must have at least."""
+        return {**LEAST_VERSIONS, **self.least_versions}
 
     def ids_of(self, user: str) -> tuple[int, int]:
         """uid and gid of a user's containers; never root's."""
@@ -148,5 +159,9 @@ def _check(policy: DockerPolicy) -> None:
     for said in [policy.ids, *policy.user_ids.values()]:
         if said and not re.fullmatch(r"[1-9]\d{0,8}:[1-9]\d{0,8}", said):
             raise BadInput(f"ids: {said!r} is not UID:GID; root is not allowed")
+    for name, version in policy.least_versions.items():
+        if name not in LEAST_VERSIONS or not re.fullmatch(r"\d+(\.\d+){0,2}", version):
+            known = ", ".join(LEAST_VERSIONS)
+            raise BadInput(f"least_versions: {name} = {version!r}; write 1.2.3 for one of {known}")
     if policy.network == "host" or policy.network.startswith("container:"):
         raise BadInput(f"network: {policy.network!r} would put jobs into the network of others")

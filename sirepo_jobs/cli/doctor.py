@@ -1,5 +1,6 @@
 """`doctor`: looks at everything that commonly goes wrong, and says what to do."""
 
+import asyncio
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import click
 
 from sirepo_jobs import rootdir
+from sirepo_jobs.driver import Examines
 from sirepo_jobs.errors import Error, NotFound
 from sirepo_jobs.resources import format_bytes
 
@@ -57,7 +59,8 @@ def _findings(here: Surroundings) -> Iterator[Finding]:
         except Error as exc:
             yield Finding(check.__name__.strip("_"), False, str(exc), _HINTS.get(check, ""))
             if check is _server:
-                return  # and so it cannot tell of agents
+                break  # and so it cannot tell of agents
+    yield from _drivers(here)
 
 
 def _python() -> Finding:
@@ -161,6 +164,31 @@ def _agents(here: Surroundings) -> Finding:
         )
     states = sorted({str(agent.get("state")) for agent in agents})
     return Finding("agents", True, f"{len(agents)} ({', '.join(states)})" if agents else "none needed yet")
+
+
+def _drivers(here: Surroundings) -> Iterator[Finding]:
+    """What the drivers themselves look at: engines, most of all. Only where the service is ours to read."""
+    from sirepo_jobs import app
+
+    try:
+        drivers = app.load_drivers(here.settings().settings)
+    except ImportError as exc:
+        yield Finding(
+            "drivers", False, str(exc), "install what it needs: pip install 'sirepo_jobs[docker,ssh]'"
+        )
+        return
+    except Error as exc:
+        yield Finding("drivers", False, str(exc), "mend the setting that it names")
+        return
+    try:
+        agents = here.client(patience_secs=0).transport.call("GET", "/api/v1/agents")["agents"]
+        known = {str(agent.get("agent")) for agent in agents}
+    except Error:
+        known = None
+    for driver in drivers.values():
+        if isinstance(driver, Examines):
+            for found in asyncio.run(driver.examine(known)):
+                yield Finding(*found)
 
 
 _HINTS: dict[Callable[[Surroundings], Finding], str] = {

@@ -153,6 +153,7 @@ def summary(job: Job, now: datetime) -> list[tuple[str, str]]:
         ("user", job.user),
         ("driver", job.driver),
         ("agent", job.agent or ""),
+        ("image", f"{spec.get('image') or 'default'}, {job.image_id}" if job.image_id else ""),
         ("queue", f"{job.queue}, priority {job.priority}" if job.queue else ""),
         ("tags", ", ".join(f"{name}={value}" for name, value in job.tags.items())),
         ("created", render.instant(job.created_at)),
@@ -162,9 +163,18 @@ def summary(job: Job, now: datetime) -> list[tuple[str, str]]:
         ("ran", _span(job.started_at, job.ended_at or now) if job.started_at else ""),
         ("cpu time", _cpu_text(usage)),
         ("memory", format_bytes(usage["max_rss"]) + " at most" if usage.get("max_rss") else ""),
+        ("container", _container_text(usage)),
         ("disk", _disk_text(usage)),
         ("run dir", job.run_dir or ""),
     ]
+
+
+def _container_text(usage: dict[str, float]) -> str:
+    peak, received, sent = (
+        int(usage.get(name, 0)) for name in ("container_memory", "received_bytes", "sent_bytes")
+    )
+    network = f", {format_bytes(received)} received, {format_bytes(sent)} sent" if received or sent else ""
+    return f"{format_bytes(peak)} of memory at most{network}" if peak else network.removeprefix(", ")
 
 
 def _disk_text(usage: dict[str, float]) -> str:

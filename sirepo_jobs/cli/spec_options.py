@@ -35,6 +35,7 @@ _OPTIONS = (
         help="What it asks of Slurm: partition=debug, nodes=2, ntasks=64, time=1h, srun=true, ...",
     ),
     click.option("--image", help="Container image to run it in."),
+    click.option("--shm", metavar="SIZE", help="Shared memory of its container: 1G."),
     click.option("--tag", metavar="NAME=VALUE", multiple=True, help="A label to find it by."),
     click.option("--priority", "-p", type=click.IntRange(0, 10), help="0 to 10; 5 is usual."),
     click.option("--queue", "-q", help="Queue to wait in."),
@@ -63,7 +64,7 @@ _OPTIONS = (
 #: Options that are named like their field.
 _PLAIN = (
     *("name", "jid", "driver", "cluster", "image", "priority", "queue", "max_attempts", "progress"),
-    *("on_lost", "lost_after"),
+    *("on_lost", "lost_after", "shm"),
 )
 
 

@@ -48,6 +48,8 @@ class Job(Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     run_dir: str | None = None
     agent: str | None = None
+    #: Digest of the container image that it runs or ran in.
+    image_id: str | None = None
     #: What the job last said about itself.
     progress: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None

@@ -54,6 +54,7 @@ class Job(Struct, frozen=True, kw_only=True):
     tags: dict[str, str]
     run_dir: str | None
     agent: str | None
+    image_id: str | None
     progress: dict[str, Any] | None
     usage: Usage | None
     stdout_bytes: int | None
@@ -89,6 +90,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     serial: int
     agent: str | None
     run_dir: str | None
+    image_id: str | None
     state: State
     reason: Reason | None
     situation: str = ""

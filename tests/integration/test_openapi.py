@@ -120,7 +120,7 @@ def _fuzz(url: str, token: str, jid: str) -> dict[str, Any]:
                     case.path_parameters["jid"] = jid
                 if known and isinstance(case.body, dict):
                     # what this version has: such jobs are made, and seen by the requests that follow
-                    for name in ("image", "inputs", "outputs", "after", "driver", "jid"):
+                    for name in ("image", "shm", "inputs", "outputs", "after", "driver", "jid"):
                         case.body.pop(name, None)
                 if case.query:  # nobody here waits for a job that never runs
                     for name in ("wait", "follow"):

@@ -36,9 +36,8 @@ MUTANTS: Final = (
     Mutant(
         "sent before the intent is durable",
         "sirepo_jobs/supervisor.py",
-        "run_dir=run_dir, lease_secs=lease_secs))\n"
-        "        self.commits.after(partial(self.send_run, job, job.record.attempt))",
-        "run_dir=run_dir, lease_secs=lease_secs))\n        self.send_run(job, job.record.attempt)",
+        "        self.commits.after(partial(self.send_run, job, job.record.attempt))\n",
+        "        self.send_run(job, job.record.attempt)\n",
     ),
     Mutant(
         "records told before they are on disk",

@@ -11,7 +11,7 @@ from sirepo_jobs.spec import parse_spec
 
 ROOT = Path(__file__).parents[2]
 #: What the front end and the doors answer for; other rooms have tables of their own.
-IDS = [*range(1, 22), *range(30, 37), 40, 47, 48, 49, *range(55, 61), *range(63, 67)]
+IDS = [*range(1, 22), *range(30, 37), 40, *range(47, 61), *range(63, 67)]
 
 
 def rows() -> dict[str, list[str]]:
