@@ -53,9 +53,10 @@ async def test_started_again_under_the_same_id_it_runs_once(tmp_path: Path, clus
         def shown() -> str:
             return cluster.run("scontrol", "-o", "show", "job", number)
 
-        # it would wait for two minutes, as all that are requeued do
+        # it would wait for two minutes, as all that are requeued do; within the same second a node takes
+        # what it was sent for the first one's, which is revoked
         await until(lambda: "JobState=PENDING" in shown())
-        cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now+2")
         await until(lambda: "Restarts=1" in shown() and "ExitCode=77:0" in shown())
         os.kill(broker, signal.SIGCONT)
         ended = await it.stage.ended("q1")
@@ -87,5 +88,7 @@ async def test_a_scancel_that_fails_is_repeated_and_nothing_is_called_ended(
         assert not [one for one in it.stage.durable if isinstance(one, Exited)]
         fails.unlink()
         ran, waited = await it.stage.ended("r1"), await it.stage.ended("w1")
-        assert (ran.began, ran.stopped) == (True, True)
+        # by us, or by Slurm itself when its own TERM was quicker
+        assert ran.began
+        assert ran.stopped or ran.signal == signal.SIGTERM
         assert (waited.began, waited.stopped, waited.proof) == (False, True, "never_claimed")
