@@ -84,14 +84,14 @@ class Checker:
         self.bad("I7", f"{at}: {why}")
 
     def _on_leak(self, at: float, what: str, *rest: Any) -> None:
-        row = self.ended.get((rest[1], rest[2])) if what == "process" else None
-        if (
-            row is not None
-            and row.proof == "lease_expired"
-            and self.faults & {"spawner_kill", "spawner_freeze"}
-        ):
-            return
-        self.bad("I22", f"{what} {rest}")
+        if what != "process" or not self._may_outlive(rest[1], rest[2]):
+            self.bad("I22", f"{what} {rest}")
+
+    def _may_outlive(self, jid: str, attempt: int, proof: str | None = None) -> bool:
+        """Whoever would have ended it by its lease was ended, or stopped, by force (see `leases`)."""
+        row = self.ended.get((jid, attempt))
+        proof = row.proof if row is not None else proof
+        return proof == "lease_expired" and bool(self.faults & {"spawner_kill", "spawner_freeze"})
 
     def _on_not_serving(self, at: float) -> None:
         self.bad("I7", "the supervisor does not serve though everything is mended")
@@ -104,9 +104,8 @@ class Checker:
             self.bad("I6", f"{at}: an old frame of {agent} changed something")
 
     def _on_alive_after_end(self, at: float, jid: str, attempt: int, kind: str, proof: str | None) -> None:
-        if proof == "lease_expired" and self.faults & {"spawner_kill", "spawner_freeze"}:
-            return  # whoever would have ended it was itself ended, or stopped, by force (see `leases`)
-        self.bad("I17", f"{at}: attempt {attempt} of {jid} is called over ({proof}) and its {kind} lives")
+        if not self._may_outlive(jid, attempt, proof):
+            self.bad("I17", f"{at}: attempt {attempt} of {jid} is called over ({proof}) and its {kind} lives")
 
     # -- processes
 
@@ -116,8 +115,9 @@ class Checker:
             self.bad(
                 "I4", f"{at}: attempt {attempt} of {jid} was started twice, first at {truth.births[0][0]}"
             )
-        if self.alive[jid]:
-            self.bad("I4", f"{at}: attempt {attempt} of {jid} overlaps with {sorted(self.alive[jid])}")
+        overlaps = sorted(other for other in self.alive[jid] if not self._may_outlive(jid, other[0]))
+        if overlaps:
+            self.bad("I4", f"{at}: attempt {attempt} of {jid} overlaps with {overlaps}")
         truth.births.append((at, host, pid))
         truth.cpus = cpus
         self.alive[jid].add((attempt, "main"))
