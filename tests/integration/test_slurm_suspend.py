@@ -62,8 +62,8 @@ async def test_all_processes_stop_and_go_on(tmp_path: Path, cluster: Cluster) ->
         await suspend(it, "s1", on=True)
         await until(lambda: [state_of(pid) for pid in pids] == ["T", "T"])
         said = it.stdout("s1")
-        # as far as Slurm knows it runs
-        await it.stage.until(lambda: situations(it, "s1")[-1].state == "RUNNING", "listed")
+        # Slurm says so too, as soon as it is listed again, and it is no reason to end it
+        await it.stage.until(lambda: situations(it, "s1")[-1].state == "STOPPED", "listed")
         await suspend(it, "s1", on=False)
         await until(lambda: len(it.stdout("s1")) > len(said) + 20)
         await it.stage.send([it.stage.cancel("s1", 0.0)])
