@@ -103,6 +103,7 @@ def play(
     """
     HOME.mkdir(exist_ok=True)
     place = tempfile.mkdtemp(prefix="bench-")
+    os.chmod(place, 0o711)  # servers of peers may run as other users
     _spread(place)
     try:
         return _play(contestants, workloads, rounds, place, quick=quick)

@@ -24,7 +24,7 @@ from .brain import Brain
 
 #: Jobs that are dispatched and ended while the time is taken.
 DISPATCHED = 5000
-IDLE_SECS = 40.0
+IDLE_SECS = 30.0
 
 
 def rss_kb() -> int:
