@@ -73,8 +73,9 @@ class Readings:
         self._wake = asyncio.Event()
 
     def add(self, ask: ReadOutput | ReadFile | ReadArchive) -> None:
-        """Begin one; an `op_id` that is in use is begun anew."""
-        self.remove(ask.op_id)
+        """Begin one; who asks twice under one `op_id` gets one."""
+        if ask.op_id in self._readings:
+            return
         offset = 0 if isinstance(ask, ReadArchive) else ask.offset
         if isinstance(ask, ReadOutput) and ask.stream not in STREAMS:
             self._say(OutputEnd(op_id=ask.op_id, offset=offset, error=f"there is no stream {ask.stream!r}"))

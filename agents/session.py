@@ -14,6 +14,7 @@ from sirepo_jobs.agents.link import Link
 from sirepo_jobs.agents.listing import Listings
 from sirepo_jobs.agents.process import boot_secs
 from sirepo_jobs.agents.readings import Readings
+from sirepo_jobs.agents.unrenewed import Unrenewed
 from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.protocol import (
@@ -73,6 +74,7 @@ class Session:
         self._beats: dict[int, float] = {}
         self._beat_count = 0
         self._lease_came = asyncio.Event()
+        self._unrenewed = Unrenewed()
         self._epoch = self._session = 0
         #: The supervisor knows us and what we hold.
         self.welcome = False
@@ -172,12 +174,19 @@ class Session:
         lease_secs = self._attempts.shortest_lease
         return self._heartbeat_secs if lease_secs is None else min(self._heartbeat_secs, lease_secs / 4)
 
+    def _beat_soon(self, lease_secs: float | None) -> None:
+        """See to it that a lease which is short for our heartbeats gets more of them."""
+        if lease_secs is not None and lease_secs < 4 * self._heartbeat_secs:
+            self._lease_came.set()
+
     def _renew(self, n: int) -> None:
         """The supervisor has heard the `n`-th heartbeat: so it knew then that we are here (C9, C15)."""
         at = self._beats.get(n)
         if at is not None:
             self._beats = {count: when for count, when in self._beats.items() if count > n}
             self._link.say(FromRelay(renewed_at=at))
+            if orders := self._unrenewed.renewed(at):
+                self._link.say(FromRelay(session=self._session, epoch=self._epoch, msgs=list(orders)))
 
     async def _listen_for_life(self) -> None:
         """Notice within two heartbeats that the other end is gone without a word (F061, F062).
@@ -236,12 +245,15 @@ class Session:
         for_launcher: list[Welcome | Run | Grant | Cancel | Signal | Stop] = []
         for message in messages:
             match message:
-                case Run():
-                    self._attempts.add(message)
-                    if message.lease_secs is not None and message.lease_secs < 4 * self._heartbeat_secs:
+                case Run() | Grant() | Cancel() | Signal():
+                    if isinstance(message, Run):
+                        self._attempts.add(message)
+                        self._beat_soon(message.lease_secs)
+                    if self._unrenewed.keeps(message, boot_secs()):
                         self._lease_came.set()
-                    for_launcher.append(message)
-                case Grant() | Cancel() | Signal() | Welcome() | Stop():
+                    else:
+                        for_launcher.append(message)
+                case Welcome() | Stop():
                     for_launcher.append(message)
                 case ReadOutput() | ReadFile() | ReadArchive():
                     self._readings.add(message)

@@ -200,11 +200,15 @@ class Readings:
         reading.news.set()
 
     def end(self, agent: "Agent", message: protocol.OutputEnd) -> None:
-        """The agent has sent everything, or cannot."""
+        """The agent has sent everything, or cannot. What did not come of it is asked for again (I13)."""
         reading = self._readings.get(message.op_id)
         if reading is None or reading.agent is not agent:
             return
-        self._end(reading, message.error, message.code)
+        if not message.error and message.offset > reading.offset and reading.can_resume:
+            self._end_op(reading)
+            self.open(reading)
+        else:
+            self._end(reading, message.error, message.code)
 
     def head(self, agent: "Agent", message: protocol.FileOpened | protocol.FileList) -> None:
         """What the agent has opened, or found."""

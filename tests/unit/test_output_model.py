@@ -107,6 +107,8 @@ class OutputMachine(RuleBasedStateMachine):
         self.to_supervisor: list[Any] = []
         #: Every chunk that was ever sent.
         self.history: list[bytes] = []
+        #: What the agent was asked by this connection.
+        self.asked: list[protocol.ReadOutput] = []
         self.agent: agent_readings.Readings | None = None
         self._serving: asyncio.Task[None] | None = None
         self.connect()
@@ -136,6 +138,7 @@ class OutputMachine(RuleBasedStateMachine):
             self.agent = agent_readings.Readings(
                 RunFiles(self._folder.name), lambda _key: self.live, self._send, self.to_supervisor.append
             )
+            self.asked.clear()
             self._serving = asyncio.create_task(self.agent.serve())
             self.claim.line = SimpleNamespace(say=self.to_agent.append)
             self.ops.wake((Need.AGENT, self.claim.key))
@@ -171,10 +174,19 @@ class OutputMachine(RuleBasedStateMachine):
             match message:
                 case protocol.ReadOutput():
                     self.agent.add(message)
+                    self.asked.append(message)
                 case protocol.Credit():
                     self.agent.credit(message.op_id, message.count)
                 case protocol.StopReading():
                     self.agent.remove(message.op_id)
+        self.run()
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def the_agent_is_asked_again(self, data: st.DataObject) -> None:
+        """The same words a second time, early or late."""
+        assert self.agent is not None
+        self.agent.add(data.draw(st.sampled_from(self.asked)))
         self.run()
 
     @rule(count=st.integers(1, 20))
