@@ -1,8 +1,8 @@
 """Orders that wait for a heartbeat to be confirmed: an attempt with a lease begins with a lease (C9).
 
-Between two heartbeats of an idle agent lies more time than the shortest leases have. An attempt that came late
-in it would be over before it began. It waits here, where it is forgotten with the connection by which it came:
-whatever the supervisor concludes later, it cannot have begun by then.
+Between two heartbeats of an idle agent lies more time than the shortest leases have. An attempt that came
+late in it would be over before it began. It waits here, where it is forgotten with the connection by which it
+came: whatever the supervisor concludes later, it cannot have begun by then.
 """
 
 from typing import Final

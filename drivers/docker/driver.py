@@ -19,6 +19,7 @@ from sirepo_jobs.drivers.docker import container, mounts
 from sirepo_jobs.drivers.docker.container import BUNDLE, LABEL, Limits, Mount, Plan
 from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refused, Silent, Taken
 from sirepo_jobs.drivers.docker.examine import examine, too_old
+from sirepo_jobs.drivers.docker.fate import Fates
 from sirepo_jobs.drivers.docker.images import Image, Images
 from sirepo_jobs.drivers.docker.places import archive_of, files_volume, make_directory, place_in, place_of
 from sirepo_jobs.drivers.docker.policy import EnginePolicy, read_policy
@@ -81,6 +82,7 @@ class DockerDriver:
         }
         self.remote = any(engine.is_remote for engine in policy.engines.values())
         self.launch_secs = launch_secs
+        self._fates = Fates()
         #: Engines whose versions were looked at.
         self._looked_at: set[str] = set()
         engines = policy.engines.values()
@@ -116,14 +118,9 @@ class DockerDriver:
             engine, there = self._engine_of(handle), str(handle.data["container"])
             if len(there) < 12:
                 return Fate.UNKNOWN
-            state = (await engine.inspect(there))["State"]
-        except Missing:
-            return Fate.GONE
-        except (EngineError, LaunchError, KeyError):
+        except (LaunchError, KeyError):
             return Fate.UNKNOWN
-        if state.get("Running") or state.get("Paused"):
-            return Fate.ALIVE
-        return Fate.UNKNOWN if state.get("Status") in ("restarting", "removing") else Fate.GONE
+        return await self._fates.of(engine, there)
 
     async def stop(self, handle: Handle, *, grace_secs: float) -> None:
         """TERM to the launcher, which ends its jobs; then the container goes, with everything in it."""
@@ -244,9 +241,10 @@ class DockerDriver:
         labels = found["Config"]["Labels"] or {}
         if labels.get(f"{LABEL}.place") != plan.place or labels.get(f"{LABEL}.agent") != plan.agent:
             raise LaunchError(f"a container {name} that is not ours stands in the way", retry=False)
-        if found["State"].get("Running"):
-            return str(found["Id"])
-        await engine.remove(found["Id"])
+        there = str(found["Id"])
+        if found["State"].get("Running") and await self._fates.of(engine, there) is not Fate.GONE:
+            return there
+        await engine.remove(there)
         return None
 
     def _plan(

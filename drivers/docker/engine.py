@@ -112,6 +112,15 @@ class Engine:
         async with self._client() as client:
             return dict(await DockerContainer(client, id=container).show())
 
+    async def has_processes(self, container: str) -> bool:
+        """Whether the runtime knows of anything in a container that the engine calls running."""
+        try:
+            async with self._client() as client:
+                await DockerContainer(client, id=container).top()
+        except Missing:
+            return False
+        return True
+
     async def create(self, name: str, config: dict[str, Any]) -> str:
         """The id of a new container. `Taken` when one of that name is there (F109)."""
         async with self._client(60.0) as client:

@@ -103,6 +103,9 @@ async def test_what_stands_by_does_not_begin_after_its_lease(tmp_path: Path) -> 
         await s.stage.send(
             [s.stage.shell("second", "echo ran", standby=True, lease_secs=LEASE_SECS, grace_secs=0.5)]
         )
+        # the second heartbeat from here: the first has been confirmed, and the order has reached the launcher
+        beats = len(s.stage.others)
+        await s.stage.until(lambda: len(s.stage.others) >= beats + 2)
         await s.stage.close()
         await eventually(lambda: len(carrying(str(s.run_root))) == 0 or not _runs(s, "first"))
         await s.stage.listen()
