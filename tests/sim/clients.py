@@ -235,9 +235,11 @@ class Clients:
     async def _signal(self, supervisor: Any, job: Any, verb: str) -> None:
         """As the door does it."""
         before = State.RUNNING if verb == "suspend" else State.SUSPENDED
+        if job.record.state in (State.RUNNING, State.SUSPENDED) and not supervisor.send_signal(
+            job, suspend=verb == "suspend"
+        ):
+            raise Unavailable("its agent is out of reach")
         if job.record.state is before:
-            if not supervisor.send_signal(job, suspend=verb == "suspend"):
-                raise Unavailable("its agent is out of reach")
             try:
                 async with asyncio.timeout(5):
                     while job.record.state is before:
