@@ -293,8 +293,8 @@ class AgentPool:
 
     def _pool_of(self, environment: Environment, driver: Driver) -> Pool:
         """The slots of the host where it is, or of the driver as a whole."""
-        if isinstance(driver, HasHosts):
-            return self.pools[_at_host(driver, driver.host_of(environment.user))]
+        if isinstance(driver, HasHosts) and (host := driver.host_of(environment.user)):
+            return self.pools[_at_host(driver, host)]
         return self.pools[environment.driver]
 
     def restore(self, row: AgentRow) -> None:
@@ -311,10 +311,12 @@ class AgentPool:
                 "agent of a driver that is not configured", agent=row.agent, driver=environment.driver
             )
             return
-        driver = self.drivers[environment.driver]
+        driver, host = self.drivers[environment.driver], ""
         if handle is not None and isinstance(driver, HasHosts):
-            driver.remember(environment.user, handle)
+            host = driver.remember(environment.user, handle)
         agent = self.at(environment)
+        if host:  # its jobs have the slots of the host where it is, wherever its user is placed now
+            agent.pool = self.pools[_at_host(agent.driver, host)]
         agent.install, agent.boot_id = row.install, row.boot_id
         if handle is not None:
             agent.handle = handle
@@ -421,6 +423,8 @@ class AgentPool:
         self.save(agent)
         await self._commits.durable()  # intent before the act (C1)
         failpoints.hit("launch.after_intent")
+        # the one before is gone, and with it the work that has slots where it was
+        agent.pool = self._pool_of(agent.environment, agent.driver)
         try:
             async with asyncio.timeout(agent.driver.launch_secs):
                 agent.handle = await agent.driver.launch(spec)
@@ -439,7 +443,7 @@ class AgentPool:
                 # It is not the place that fails, and whoever asks for something else need not wait for it.
                 agent.failures = 0
                 self._refused(agent, exc.reason, str(exc))
-            elif not agent.ops:
+            else:
                 agent.pool = self._pool_of(agent.environment, agent.driver)
             self._wake(agent)
 

@@ -141,11 +141,14 @@ class HasHosts(Protocol):
     hosts: dict[str, Resources]
 
     def host_of(self, user: str) -> str:
-        """Where all agents of that user are; chosen at the first question."""
+        """Where agents of that user are started; chosen at the first question. "": no host may have them."""
         ...
 
-    def remember(self, user: str, handle: Handle) -> None:
-        """An agent of before the restart: its user stays where it is."""
+    def remember(self, user: str, handle: Handle) -> str:
+        """An agent of before the restart: its user stays where it is, if that is still allowed.
+
+        The host where that agent is; "" when that is not one of `hosts` any more.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ Queues are first come, first served: nobody takes a resource for which another o
 `end` gives everything back, once, on every path; `check` says whether that is true.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from enum import StrEnum
 from typing import Protocol
 
@@ -172,6 +172,13 @@ class OpLoop:
         """Say that a resource may be free; who waits for it is tried at the next `settle`."""
         if resource in self._queues:
             self._woken[resource] = None
+
+    def follow(self, agent: str, held: Iterable[Op], pool: Pool) -> None:
+        """What was not sent yet takes its slots where the agent is now; until then it holds none."""
+        for op in [*self.waiting_ops((Need.AGENT, agent)), *held]:
+            if op.pool is not None and op.pool is not pool and not op.sent and not op.pool.holds(op):
+                self.wake((Need.CPUS, op.pool.name))  # it may stand in line there
+                op.pool = pool
 
     def settle(self) -> None:
         """Try everybody who waits for something that was woken, in the order in which they came."""

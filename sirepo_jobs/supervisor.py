@@ -616,6 +616,7 @@ class Supervisor:
 
     def wake_agent(self, agent: Agent) -> None:
         """The agent came, or the reason why it is away changed."""
+        self.ops.follow(agent.key, agent.ops.values(), agent.pool)
         self.ops.wake((Need.AGENT, agent.key))
         self.dispatch_soon()
 

@@ -1,7 +1,8 @@
 """Agents in containers, on one Docker engine or many (SIR-42, HYS-13..17).
 
-driver.py     launch, look, stop; which engine serves whom
-policy.py     what administrators say: engines, limits, mounts, who is whom
+driver.py     launch, look, stop
+placement.py  PURE: which engine serves whom, by pools
+policy.py     what administrators say: engines, pools, limits, mounts, who is whom
 places.py     where files are, here and in volumes
 examine.py    what is wrong with an engine
 mounts.py     which directories of a host a container may see

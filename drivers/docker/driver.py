@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from sirepo_jobs.drivers.docker.engine import Engine, EngineError, Missing, Refu
 from sirepo_jobs.drivers.docker.examine import examine, too_old
 from sirepo_jobs.drivers.docker.fate import Fates
 from sirepo_jobs.drivers.docker.images import Image, Images
+from sirepo_jobs.drivers.docker.placement import Placement
 from sirepo_jobs.drivers.docker.places import archive_of, files_volume, make_directory, place_in, place_of
 from sirepo_jobs.drivers.docker.policy import EnginePolicy, read_policy
 from sirepo_jobs.errors import BadInput, LaunchError
@@ -70,12 +70,9 @@ class DockerDriver:
         #: Each lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._bundles: dict[str, str] = {}
-        #: user -> engine
-        self._hosts: dict[str, str] = {}
-        #: Engines that did not answer when they were asked last.
-        self._silent: set[str] = set()
-        #: Users who have had something on their engine: they cannot move.
-        self._settled: set[str] = set()
+        self._placement = Placement(
+            {name: engine.cpus for name, engine in policy.engines.items()}, policy.pools
+        )
         self.hosts = {
             name: Resources(cpus=engine.cpus, memory=engine.memory, gpus=engine.gpus, disk=1 << 60)
             for name, engine in policy.engines.items()
@@ -99,17 +96,17 @@ class DockerDriver:
         """Start the container, or adopt the one of that name."""
         async with self._locked(spec.agent):
             user = spec.environment.user
-            engine = self._engines[self.host_of(user)]
+            if not (name := self.host_of(user)):
+                raise LaunchError(self._placement.why_nowhere(user), retry=True)
+            engine, said = self._engines[name], ""
             try:
                 handle = await self._launch(engine, spec)
             except EngineError as exc:
                 if isinstance(exc, Silent):
-                    self._silent.add(engine.name)
-                    if user not in self._settled:
-                        del self._hosts[user]  # the next try looks for another
-                raise LaunchError(str(exc), retry=not isinstance(exc, Refused)) from exc
-            self._silent.discard(engine.name)
-            self._settled.add(user)
+                    self._placement.fell_silent(user, engine.name)  # the next try looks for another
+                    said = self._placement.bounds(user)
+                raise LaunchError(f"{exc}{said}", retry=not isinstance(exc, Refused)) from exc
+            self._placement.answered(user, engine.name)
             return handle
 
     async def look(self, handle: Handle) -> Fate:
@@ -154,26 +151,16 @@ class DockerDriver:
         return self._engines[name]
 
     def host_of(self, user: str) -> str:
-        """The engine that has this user's agents, else the one with the least to do, as far as we know.
+        """The engine that has this user's agents, or will have them; "" where none may."""
+        return self._placement.host_of(user)
 
-        An engine that did not answer gets nobody new; whoever lives there waits for it.
-        """
-        if (known := self._hosts.get(user)) is not None:
-            return known
-        users = Counter(self._hosts.values())
-        fit = [name for name in self._engines if name not in self._silent] or list(self._engines)
-        best = min(fit, key=lambda name: (users[name] / self._engines[name].policy.cpus, name))
-        if len(self._silent) == len(self._engines):
-            self._silent.clear()
-        self._hosts[user] = best
-        return best
-
-    def remember(self, user: str, handle: Handle) -> None:
-        """An agent of before the restart: its user stays on that engine."""
+    def remember(self, user: str, handle: Handle) -> str:
+        """An agent of before the restart: its user stays on that engine, if it is still one of theirs."""
         engine = str(handle.data.get("engine"))
-        if engine in self._engines:
-            self._hosts[user] = engine
-            self._settled.add(user)
+        if engine not in self._engines:
+            return ""
+        self._placement.remember(user, engine)
+        return engine
 
     # -- launching
 

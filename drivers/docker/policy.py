@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from sirepo_jobs.drivers.docker.placement import PoolPolicy, check_pools
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.resources import parse_bytes
 
@@ -59,6 +60,8 @@ class DockerPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The whole file."""
 
     engines: dict[str, EnginePolicy]
+    #: Which of them are for whom alone.
+    pools: dict[str, PoolPolicy] = {}
     #: For jobs that name no image; "": these are refused.
     image: str = ""
     #: Images that may be used begin with one of these; empty: any.
@@ -156,6 +159,10 @@ def _check(policy: DockerPolicy) -> None:
             raise BadInput(f"engines.{name}: agents on a remote engine need the setting network to call us")
         if engine.cpus < 1 or engine.memory < 1 << 20:
             raise BadInput(f"engines.{name}: cpus={engine.cpus}, memory={engine.memory} cannot be meant")
+    for name in policy.pools:
+        if not _NAME.fullmatch(name):
+            raise BadInput(f"pools.{name}: a name has lower case letters, digits and '_'")
+    check_pools(policy.pools, policy.engines)
     for said in [policy.ids, *policy.user_ids.values()]:
         if said and not re.fullmatch(r"[1-9]\d{0,8}:[1-9]\d{0,8}", said):
             raise BadInput(f"ids: {said!r} is not UID:GID; root is not allowed")

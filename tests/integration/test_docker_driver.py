@@ -399,6 +399,30 @@ async def test_an_engine_that_hangs_says_nothing_and_others_go_on(
         await driver.stop(handle, grace_secs=10)
 
 
+async def test_pools_keep_users_apart_and_a_running_agent_where_it_is(
+    tmp_path: Path, engine: TestEngine
+) -> None:
+    """Whoever is in a pool is on its engines alone; an agent of before goes on until it is gone (SIR-42)."""
+    async with docker_world(tmp_path, engine) as world:
+        two = {"here": engine, "far": engine}
+        pools = (
+            '[pools.gold]\nengines = ["far"]\nusers = ["u"]\n[pools.rest]\nengines = ["here"]\nusers = []\n'
+        )
+        async with living(world) as before:
+            assert before.data["engine"] == "here"
+            world.policy_file = write_policy(tmp_path / "docker.toml", two, pools)
+            driver = world.driver()
+            assert driver.remember("u", before) == "here"
+            assert await driver.look(before) is Fate.ALIVE
+            async with living(world, "b") as fresh:
+                assert fresh.data["engine"] == driver.host_of("u") == "far"
+            await driver.stop(before, grace_secs=20)
+            assert await driver.look(before) is Fate.GONE
+        with pytest.raises(LaunchError, match="user 'v' is in no pool") as caught:
+            await driver.launch(world.spec("c", user="v"))
+        assert caught.value.retry
+
+
 async def test_as_a_whole(tmp_path: Path, engine: TestEngine) -> None:
     """Through service, supervisor and engine: output, ends with their reasons."""
     policy = write_policy(tmp_path / "docker.toml", {"here": engine}, "pull = false")

@@ -14,7 +14,7 @@ from sirepo_jobs import protocol as p
 from sirepo_jobs.agent_pool import AgentPool
 from sirepo_jobs.agent_talk import AgentTalk
 from sirepo_jobs.compute_job import ComputeJob
-from sirepo_jobs.driver import Fate
+from sirepo_jobs.driver import Fate, Handle
 from sirepo_jobs.errors import BadInput, Conflict
 from sirepo_jobs.events import CancelAsked
 from sirepo_jobs.intake import Intake
@@ -459,3 +459,58 @@ async def test_an_idle_agent_is_let_go_and_a_new_op_makes_a_new_one(
         assert len(house.driver.launched) == 2
         agent.exits(second)
         await house.over(second)
+
+
+class TwoHosts(ScriptedDriver):
+    """Its agents of before are at `old`; what is launched from now on, at `new`; without `new`, nowhere."""
+
+    jobs_outlive_agent = False
+
+    def __init__(self, *script: str, new: str = "new") -> None:
+        super().__init__(*script)
+        self.hosts = {"old": Resources(cpus=1, memory=1 << 30), "new": Resources(cpus=2, memory=1 << 30)}
+        self.new = new
+
+    def host_of(self, user: str) -> str:
+        return self.new
+
+    def remember(self, user: str, handle: Handle) -> str:
+        return "old"
+
+
+async def test_an_agent_has_the_slots_of_its_host_and_moves_when_it_is_gone(tmp_path: Path) -> None:
+    """After a restart with another pool: what runs stays; what waits goes along to the new host (SIR-42)."""
+    async with house_of(tmp_path, TwoHosts()) as before:
+        (ran,) = await before.submit()
+        await (await before.agent()).until(lambda: before.driver.agents["local-ann"].heard(p.Run))
+    driver = TwoHosts()
+    driver.agents["local-ann"] = ScriptedAgent("local-ann")
+    driver.agents["local-ann"].install = "another"
+    async with house_of(tmp_path, driver) as after:
+        pools, agent = after.supervisor.agents.pools, after.supervisor.agents.get("local-ann")
+        assert agent is not None
+        assert agent.pool is pools["local/old"]
+        assert pools["local/old"].free.cpus == 0
+        (waits,) = await after.submit()
+        driver.fate = Fate.GONE
+        await after.agent()
+        job = await after.until(waits, lambda job: job.op is not None and job.op.sent)
+        assert agent.pool is pools["local/new"]
+        assert job.op is not None
+        assert job.op.pool is pools["local/new"]
+        assert pools["local/new"].holds(job.op)
+        await after.until(ran, lambda job: job.record.state in FINAL)
+        assert pools["local/old"].free == pools["local/old"].size
+
+
+async def test_a_user_whom_no_host_may_have_takes_no_slots(tmp_path: Path) -> None:
+    """The job waits with its driver's words, and nobody's slots are gone."""
+    async with house_of(tmp_path, TwoHosts("fail", new="")) as place:
+        (jid,) = await place.submit()
+        async with asyncio.timeout(20):
+            await place.driver.news.wait()
+            while place.supervisor.why_pending(await place.job(jid))[0] is not Reason.LAUNCH_FAILED:
+                await asyncio.sleep(0)
+        assert "no more processes" in place.supervisor.why_pending(await place.job(jid))[1]
+        for pool in place.supervisor.agents.pools.values():
+            assert pool.free == pool.size
