@@ -196,9 +196,9 @@ class Session:
         clock = asyncio.get_running_loop().time
         self._heard_at = clock()
         while True:
-            late_secs = clock() - self._heard_at - LATE * self._heartbeat_secs
-            if late_secs < 0:
-                await asyncio.sleep(-late_secs)
+            due_at = self._heard_at + LATE * self._heartbeat_secs
+            if clock() < due_at:
+                await asyncio.sleep(due_at - clock())
                 continue
             answer = await self._connection.ping()
             try:

@@ -90,9 +90,9 @@ class AgentSocket(WebSocketHandler):
         secs = self._talk.heartbeat_secs
         self._heard_at = clock()
         while True:
-            late_secs = clock() - self._heard_at - LATE * secs
-            if late_secs < 0:
-                await asyncio.sleep(-late_secs)
+            due_at = self._heard_at + LATE * secs
+            if clock() < due_at:
+                await asyncio.sleep(due_at - clock())
                 continue
             asked_at = clock()
             with suppress(WebSocketClosedError):
