@@ -50,7 +50,13 @@ class Commits:
 
     async def settled(self) -> bool:
         """Return True when everything so far is durable, False when nothing can be written at present."""
-        return await self.unless_degraded(asyncio.ensure_future(self.durable()))
+        if self._store.degraded:
+            return False
+        durable = asyncio.ensure_future(self.durable())
+        if await self.unless_degraded(durable):
+            return True
+        durable.cancel()
+        return False
 
     async def unless_degraded(self, under_way: "asyncio.Future[Any]") -> bool:
         """Wait for something that ends with a commit: True when it is done, False when it cannot be now.
@@ -64,11 +70,13 @@ class Commits:
 
     def flush(self) -> None:
         """Hand the open unit to the store now."""
-        self._decide()
-        self._scheduled = False
-        if self._unit and not self._closed:
-            unit, self._unit = self._unit, Unit()
-            self._store.submit(unit)
+        try:
+            self._decide()
+        finally:  # whatever is wrong there must not keep what has happened from being written down
+            self._scheduled = False
+            if self._unit and not self._closed:
+                unit, self._unit = self._unit, Unit()
+                self._store.submit(unit)
 
     def close(self) -> None:
         """Hand over what there is, and nothing after it: what happens later is neither kept nor told."""

@@ -45,7 +45,7 @@ class Intake:
         """
         store = self._supervisor.store
         if store.degraded:
-            raise Unavailable(f"no new jobs can be accepted now: {store.degraded}")
+            raise Unavailable(f"no new jobs can be accepted now: {store.degraded}", code="store_degraded")
         if store.waiting > MAX_WAITING:
             raise Unavailable(f"the disk is slow: {store.waiting} commits wait for it; try again in a moment")
         pointers = [f"/jobs/{place}" if len(specs) > 1 else "" for place in range(len(specs))]

@@ -15,27 +15,28 @@ class Fates:
     """Asks engines, and remembers whom they called running without reason."""
 
     def __init__(self) -> None:
-        self._hollow: dict[str, float] = {}
+        #: When that began, and when it was seen last.
+        self._hollow: dict[str, tuple[float, float]] = {}
 
     async def of(self, engine: Engine, container: str) -> Fate:
         """GONE only when the engine says that the container does not run or is not there."""
+        hollow = self._hollow.pop(container, None)  # only the same answer again keeps it
         try:
             state = (await engine.inspect(container))["State"]
             if state.get("Paused"):
                 return Fate.ALIVE
             if state.get("Running"):
-                return self._of_running(container, empty=not await engine.has_processes(container))
+                return Fate.ALIVE if await engine.has_processes(container) else self._of(container, hollow)
         except Missing:
-            self._hollow.pop(container, None)
             return Fate.GONE
         except (EngineError, KeyError):
             return Fate.UNKNOWN
         return Fate.UNKNOWN if state.get("Status") in ("restarting", "removing") else Fate.GONE
 
-    def _of_running(self, container: str, *, empty: bool) -> Fate:
-        if not empty:
-            self._hollow.pop(container, None)
-            return Fate.ALIVE
+    def _of(self, container: str, before: tuple[float, float] | None) -> Fate:
         # a shim that died while the engine restarted: nobody tells the engine, and it says so for ever
-        since = self._hollow.setdefault(container, time.monotonic())
-        return Fate.GONE if time.monotonic() - since >= HOLLOW_SECS else Fate.UNKNOWN
+        now = time.monotonic()
+        if before is None or now - before[1] > HOLLOW_SECS / 2:
+            before = (now, now)
+        self._hollow[container] = (before[0], now)
+        return Fate.GONE if now - before[0] >= HOLLOW_SECS else Fate.UNKNOWN

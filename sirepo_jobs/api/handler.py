@@ -153,17 +153,18 @@ class Handler(RequestHandler):
         if why := self.supervisor.store.degraded:
             raise Unavailable(f"nothing can be changed now: {why}", code="store_degraded")
 
-    async def kept(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+    async def kept(self, work: Coroutine[Any, Any, _Result], *, then: str = "ask again") -> _Result:
         """What comes of work that ends with a commit. Raises `Unavailable` when that cannot be written now.
 
-        The work is not broken off: it is done when the store can be written again, and asking again is safe.
+        The work is not broken off: it is done when the store can be written again. `then`: what the caller
+        had better do; most things may be asked again.
         """
         task = asyncio.ensure_future(work)
         if not await self.supervisor.commits.unless_degraded(task):
             task.add_done_callback(_forget)
             why = self.supervisor.store.degraded or "it could not a moment ago"
             raise Unavailable(
-                f"this is not written down yet, and will be when the store can: {why}; ask again",
+                f"this is not written down yet, and will be when the store can: {why}; {then}",
                 code="store_degraded",
             )
         return task.result()

@@ -42,10 +42,25 @@ async def test_what_is_called_running_and_is_empty_is_gone_after_a_while(clock: 
     assert await fates.of(engine, "c") is Fate.ALIVE
     engine.processes = False
     assert await fates.of(engine, "c") is Fate.UNKNOWN
-    clock[0] += fate.HOLLOW_SECS - 0.1
-    assert await fates.of(engine, "c") is Fate.UNKNOWN
-    clock[0] += 0.2
+    for _ in range(9):
+        clock[0] += fate.HOLLOW_SECS / 10
+        assert await fates.of(engine, "c") is Fate.UNKNOWN
+    clock[0] += fate.HOLLOW_SECS / 10 + 0.1
     assert await fates.of(engine, "c") is Fate.GONE
+
+
+async def test_two_moments_far_apart_prove_nothing(clock: list[float]) -> None:
+    engine: Any = ScriptedEngine()
+    fates = Fates()
+    engine.processes = False
+    assert await fates.of(engine, "c") is Fate.UNKNOWN
+    clock[0] += 100 * fate.HOLLOW_SECS
+    assert await fates.of(engine, "c") is Fate.UNKNOWN
+    engine.state = Silent("no answer")
+    assert await fates.of(engine, "c") is Fate.UNKNOWN
+    engine.state = {"Running": True}
+    clock[0] += fate.HOLLOW_SECS / 3
+    assert await fates.of(engine, "c") is Fate.UNKNOWN
 
 
 async def test_an_engine_that_finds_it_again_was_wrong_for_a_moment(clock: list[float]) -> None:
