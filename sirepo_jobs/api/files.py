@@ -14,7 +14,7 @@ from sirepo_jobs.run_path import Parts
 from sirepo_jobs.views import instant
 
 from .handler import Handler
-from .whereabouts import run_dir
+from .whereabouts import newest_attempt, run_dir
 
 MAX_PAGE: Final = 1000
 #: Python's own table, whatever this machine has in /etc.
@@ -29,7 +29,7 @@ class Files(Handler):
         path = self._path(jid)
         asked = self.number("attempt")
         async with self.job(jid) as job:
-            attempt = job.record.attempt if asked is None else asked
+            attempt = await newest_attempt(self.supervisor, job) if asked is None else asked
             self.set_header("X-Attempt", str(attempt))
             where = await run_dir(self.supervisor, job, attempt)
             files = RunFiles(self.supervisor.readings)

@@ -10,7 +10,7 @@ from sirepo_jobs.job import FINAL
 from sirepo_jobs.views import event_view
 
 from .handler import Handler, encode
-from .whereabouts import run_dir
+from .whereabouts import newest_attempt, run_dir
 
 #: A comment line on a silent event stream, so that proxies keep it open (F070).
 KEEP_ALIVE_SECS = 15.0
@@ -32,7 +32,7 @@ class Logs(Handler):
             # no header before it is known which attempt this is: who resumes must name it
             if follow and asked is None and not await self.stays(_beginning(job)):
                 return
-            attempt = job.record.attempt if asked is None else asked
+            attempt = await newest_attempt(self.supervisor, job) if asked is None else asked
             self.set_header("X-Attempt", str(attempt))
             where = await run_dir(self.supervisor, job, attempt)
             if where is None:

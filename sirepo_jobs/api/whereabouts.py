@@ -7,6 +7,20 @@ from sirepo_jobs.run_files import RunDir
 from sirepo_jobs.supervisor import Supervisor
 
 
+async def newest_attempt(supervisor: Supervisor, job: ComputeJob) -> int:
+    """Which attempt is meant when nobody says which: the present one.
+
+    Of a job that is over and whose present attempt never began, the last one that did (I13).
+    """
+    record = job.record
+    if record.attempt > 1 and record.state in FINAL and not _may_have_files(record):
+        await supervisor.commits.settled()
+        for row in reversed(await supervisor.store.attempts(record.jid)):
+            if row.run_dir and row.proof != "never_claimed":
+                return row.attempt
+    return record.attempt
+
+
 async def run_dir(supervisor: Supervisor, job: ComputeJob, attempt: int) -> RunDir | None:
     """The run dir of an attempt; None while there is none. Raises `NotFound`."""
     found = await _stored(supervisor, job, attempt)
