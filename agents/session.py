@@ -19,6 +19,7 @@ from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.protocol import (
     FRAME_TARGET_BYTES,
+    LATE,
     Cancel,
     Credit,
     Exited,
@@ -50,8 +51,6 @@ MAX_WAITING: Final = 2000
 MAX_BEATS: Final = 100
 #: The supervisor may take so long to let us in: others may call at the same time.
 WELCOME_SECS: Final = 60.0
-#: An answer to a heartbeat that is late by a quarter is asked for.
-LATE: Final = 1.25
 
 
 class Session:

@@ -28,15 +28,13 @@ class Unrenewed:
     def keeps(self, order: Order, now: float) -> bool:
         """Whether it waits: it is to begin with little left of its lease, or is about such a one."""
         key = (order.jid, order.attempt)
-        if isinstance(order, Run) and order.lease_secs is not None:
-            waits = now - self._renewed_at > SPENT * order.lease_secs
-        else:
-            waits = False
-        if waits or key in self._waiting:
-            self._waiting.add(key)
-            self._orders.append(order)
-            return True
-        return False
+        lease_secs = order.lease_secs if isinstance(order, Run) else None
+        is_short = lease_secs is not None and now - self._renewed_at > SPENT * lease_secs
+        if not is_short and key not in self._waiting:
+            return False
+        self._waiting.add(key)
+        self._orders.append(order)
+        return True
 
     def renewed(self, at: float) -> list[Order]:
         """A heartbeat that was said at this instant is confirmed; returns what has waited, in order."""

@@ -10,6 +10,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from .agent_line import AgentLine
 from .agent_talk import AgentTalk
+from .protocol import LATE
 from .supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -18,8 +19,6 @@ _log = structlog.get_logger(__name__)
 HELLO_SECS = 30.0
 #: Connections of one agent that have not said hello yet: one, and those that it gave up a moment ago.
 MAX_CALLING = 8
-#: A heartbeat that is late by a quarter is asked for.
-LATE = 1.25
 
 
 class AgentSocket(WebSocketHandler):

@@ -90,7 +90,7 @@ class AgentTalk:
                     if item is not None and item.state == "standby":
                         standing_by.append(job)
         for job in standing_by:
-            self._grant_again(line, job)
+            self._grant_again(job)
         if fresh and (rebooted or not agent.driver.jobs_outlive_agent):
             self._died_with_host(agent, rebooted=rebooted)
         if held:
@@ -132,12 +132,12 @@ class AgentTalk:
         if job.record.stopping:
             self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)
 
-    def _grant_again(self, line: Line, job: ComputeJob) -> None:
+    def _grant_again(self, job: ComputeJob) -> None:
         """One that the agent holds back, when it is known which others run: it may have slots already."""
-        op, record = job.op, job.record
-        if op is None or op.standby or record.stopping or self._supervisor.ops.stand_back(op):
+        op = job.op
+        if op is None or op.standby or job.record.stopping or self._supervisor.ops.stand_back(op):
             return
-        line.say(protocol.Grant(jid=record.jid, serial=record.serial, attempt=record.attempt))
+        self._supervisor.grant(op)
 
     async def _foreign(self, agent: Agent, line: Line, held: list[protocol.Held]) -> None:
         """The agent has attempts that we do not count as its own.
@@ -290,11 +290,14 @@ class AgentTalk:
             if message.proof == "wait_status":
                 agent.health.got_through()
         elif not message.stopped and message.reason is not Reason.DRAINING:
-            loop = self._supervisor.loop
-            pause_secs = agent.health.failed(job.jid, message.message, loop.time())
-            if pause_secs:
-                _log.warning("agent is paused", agent=agent.name, secs=pause_secs, why=message.message)
-                loop.call_later(pause_secs, self._supervisor.dispatch_soon)
+            self.failed(agent, job, message.message, self._supervisor.loop.time())
+
+    def failed(self, agent: Agent, job: ComputeJob, why: str, now: float) -> None:
+        """This job speaks against its agent: after some in a row it gets no more for a while (F035)."""
+        pause_secs = agent.health.failed(job.jid, why, now)
+        if pause_secs:
+            _log.warning("agent is paused", agent=agent.name, secs=pause_secs, why=why)
+            self._supervisor.loop.call_later(pause_secs, self._supervisor.dispatch_soon)
 
     def _heir(self, agent: Agent, successor: str) -> Op | None:
         """The op of "jid/attempt", if it is this agent's own: slots are not given away to others (I26)."""

@@ -28,6 +28,8 @@ VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 16 << 20
 #: Frames are cut before they grow past this; one message may be larger, up to the limit above.
 FRAME_TARGET_BYTES: Final = 256 << 10
+#: In heartbeats: who has said nothing for so long is asked for a sign of life, at either end.
+LATE: Final = 1.25
 #: Bytes of output in one chunk.
 CHUNK_BYTES: Final = 128 << 10
 #: Bytes of output that may be under way on one reading before the reader confirms some.

@@ -107,9 +107,7 @@ class Silence:
         )
         _log.warning("agent is silent", agent=agent.name, jid=job.jid, attempt=job.record.attempt)
         self._talk.lost(job, why)
-        pause_secs = agent.health.failed(job.jid, "not a word of it", now)
-        if pause_secs:
-            self._supervisor.loop.call_later(pause_secs, self._supervisor.dispatch_soon)
+        self._talk.failed(agent, job, "not a word of it", now)
 
 
 def _is_owed(job: ComputeJob) -> bool:

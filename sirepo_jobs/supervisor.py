@@ -115,7 +115,7 @@ class Supervisor:
         self.tasks = Tasks()
         self.jobs = JobTable(store, job_cache)
         self.scheduler = Scheduler(queue_window)
-        self.ops = OpLoop(self._grant)
+        self.ops = OpLoop(self.grant)
         self.agents = make_agents(self)
         self.events = EventHub(store, store.last_event_seq)
         self.readings = Readings(self)
@@ -554,7 +554,8 @@ class Supervisor:
         )
         return True
 
-    def _grant(self, op: Op) -> None:
+    def grant(self, op: Op) -> None:
+        """Tell the agent that a standby op has slots; safe to repeat."""
         job = self.jobs.get(op.jid)
         agent = self.agents.get(op.place.key)
         if job is not None and agent is not None and agent.line is not None:

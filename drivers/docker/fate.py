@@ -26,14 +26,16 @@ class Fates:
             if state.get("Paused"):
                 return Fate.ALIVE
             if state.get("Running"):
-                return Fate.ALIVE if await engine.has_processes(container) else self._of(container, hollow)
+                return (
+                    Fate.ALIVE if await engine.has_processes(container) else self._of_empty(container, hollow)
+                )
         except Missing:
             return Fate.GONE
         except (EngineError, KeyError):
             return Fate.UNKNOWN
         return Fate.UNKNOWN if state.get("Status") in ("restarting", "removing") else Fate.GONE
 
-    def _of(self, container: str, before: tuple[float, float] | None) -> Fate:
+    def _of_empty(self, container: str, before: tuple[float, float] | None) -> Fate:
         # a shim that died while the engine restarted: nobody tells the engine, and it says so for ever
         now = time.monotonic()
         if before is None or now - before[1] > HOLLOW_SECS / 2:

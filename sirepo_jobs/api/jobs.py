@@ -276,22 +276,18 @@ class Signal(Handler):
             before, after = after, before
         self.changing()
         async with self.job(jid) as job:
-            if job.record.state is before:
+            if job.record.state in (before, after):
+                # said also where it seems to be so: the agent may have done otherwise, and not have been able
+                # to say so yet; the last word counts
                 await self._signal(job, verb, before)
-            elif job.record.state is after:
-                # the agent may have done otherwise and not been able to say so yet: the last word counts
-                self._say(job, verb)
             if job.record.state is not after:
                 raise _cannot(job, verb)
             await self.written(job)
             self.answer(self.view(job))
 
-    def _say(self, job: ComputeJob, verb: str) -> None:
+    async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:
         if not self.supervisor.send_signal(job, suspend=verb == "suspend"):
             raise Unavailable(f"the agent of {job.jid} is out of reach; try again", code="agent_unreachable")
-
-    async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:
-        self._say(job, verb)
         try:
             async with asyncio.timeout(SIGNAL_SECS):
                 while job.record.state is before:

@@ -2,7 +2,7 @@
 
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import NotFound, Unavailable
-from sirepo_jobs.job import FINAL, JobRecord, State
+from sirepo_jobs.job import FINAL, AttemptRecord, JobRecord, State
 from sirepo_jobs.run_files import RunDir
 from sirepo_jobs.supervisor import Supervisor
 
@@ -16,7 +16,7 @@ async def newest_attempt(supervisor: Supervisor, job: ComputeJob) -> int:
     if record.attempt > 1 and record.state in FINAL and not _may_have_files(record):
         await supervisor.commits.settled()
         for row in reversed(await supervisor.store.attempts(record.jid)):
-            if row.run_dir and row.proof != "never_claimed":
+            if _left_in(row):
                 return row.attempt
     return record.attempt
 
@@ -48,11 +48,18 @@ async def _stored(supervisor: Supervisor, job: ComputeJob, attempt: int) -> tupl
         return record.run_dir, record.agent, record.started_at is not None
     written = await supervisor.commits.settled()
     for row in await supervisor.store.attempts(record.jid):
-        if row.attempt == attempt and row.run_dir and row.agent and row.proof != "never_claimed":
-            return row.run_dir, row.agent, row.started_at is not None
+        if row.attempt == attempt and (place := _left_in(row)):
+            return place
     if not written and attempt < record.attempt:
         # where it is may stand in what is not written yet: no answer is better than an empty one (I13)
         raise Unavailable(f"attempt {attempt} is not written down yet: {supervisor.store.degraded}")
+    return None
+
+
+def _left_in(row: AttemptRecord) -> tuple[str, str, bool] | None:
+    """Where the files of an attempt that is over are, as `_stored` says it; None where it cannot have any."""
+    if row.run_dir and row.agent and row.proof != "never_claimed":
+        return row.run_dir, row.agent, row.started_at is not None
     return None
 
 
