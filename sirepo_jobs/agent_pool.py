@@ -23,7 +23,6 @@ from .driver import AgentSpec, Driver, Environment, Fate, Handle, HasHosts
 from .errors import LaunchError, Unavailable
 from .events import AgentEvent, AgentState
 from .health import Health
-from .lifecycle import agent_step
 from .login import has_logins
 from .op import Awaited, Need, Op
 from .reasons import Fault, Reason
@@ -31,6 +30,7 @@ from .resources import Resources
 from .slots import Pool
 from .store.unit import AgentRow
 from .tasks import Tasks
+from .transitions import agent_step
 
 _log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from .reasons import Reason
 
 
 class State(StrEnum):
-    """Where a job is. The transitions between them are data in `lifecycle.py`."""
+    """Where a job is. The transitions between them are data in `transitions.py`."""
 
     #: Known, not yet released to the queue (dependencies).
     INACTIVE = "inactive"

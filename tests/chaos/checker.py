@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from sirepo_jobs import events as events_of
 from sirepo_jobs.job import FINAL, State
-from sirepo_jobs.lifecycle import NEXT
+from sirepo_jobs.transitions import NEXT
 from tests.chaos.facts import Facts
 from tests.chaos.plan import Plan, plan_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sirepo_jobs import events as job_events
 from sirepo_jobs.job import FINAL, State
-from sirepo_jobs.lifecycle import NEXT
+from sirepo_jobs.transitions import NEXT
 from tests.sim.program import expected
 from tests.sim.scenario import Scenario
 

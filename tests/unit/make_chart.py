@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from sirepo_jobs.lifecycle import chart
 from sirepo_jobs.reasons import Reason
+from sirepo_jobs.transitions import chart
 
 lines = [
     "# States and reasons",
     "",
-    "Made from the tables in `lifecycle.py` and `reasons.py`; a test compares. Arrows back to",
+    "Made from the tables in `transitions.py` and `reasons.py`; a test compares. Arrows back to",
     "where they begin are left out.",
     "",
     chart(),

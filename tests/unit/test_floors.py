@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
             "events",
             "health",
             "lifecycle",
+            "transitions",
             "slots",
             "scheduler",
             "driver",

@@ -8,9 +8,10 @@ import pytest
 
 from sirepo_jobs import events as e
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, JobRecord, State, Stopping
-from sirepo_jobs.lifecycle import AGENT_NEXT, MAX_STARTS, NEXT, Illegal, agent_step, chart, step
+from sirepo_jobs.lifecycle import MAX_STARTS, Illegal, step
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.spec import JobSpec, Limits
+from sirepo_jobs.transitions import AGENT_NEXT, NEXT, agent_step, chart
 
 from .builders import AT, a_job, a_spec, an_event
 
