@@ -243,6 +243,7 @@ class Desk:
             cpus=run.cpus,
             lease_secs=run.lease_secs,
             output_bytes=run.output_bytes,
+            processes=run.processes,
             spec=bytes(run.spec),
             reserved=reserved,
         )

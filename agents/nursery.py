@@ -12,12 +12,14 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
 from sirepo_jobs import failpoints
 from sirepo_jobs.agents import containment, exit_file, oom, process
+from sirepo_jobs.agents.crowd import Crowd, families
+from sirepo_jobs.agents.pens import Pen
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
@@ -28,7 +30,7 @@ LEASE_LOOK_SECS: Final = 1.0
 #: Lengths of outputs are looked at so often: more often the nearer a job comes to its limit.
 OUTPUT_LOOK_SECS: Final = 1.0
 _HURRIED_LOOK_SECS: Final = 0.02
-#: Who goes on writing while it is asked to end gets so much more than its limit, then KILL.
+#: Who goes on growing while it is asked to end gets so much more than its limit, then KILL.
 _OVERRUN: Final = 1.25
 _LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
 _MESSAGES: Final = {
@@ -53,7 +55,9 @@ class Child:
         "oom_kills",
         "out",
         "path",
+        "pen",
         "pid",
+        "processes",
         "reason",
         "rusage",
         "slot",
@@ -93,8 +97,12 @@ class Child:
         self.kill_at: float | None = None
         self.killed = False
         self.slot = -1
+        #: The kernel's fence around it, where there is one.
+        self.pen: Pen | None = None
         #: Bytes of output when it was looked at last.
         self.measured = 0
+        #: Processes and threads when it was found to have too many.
+        self.processes = 0
 
 
 class Nursery:
@@ -121,6 +129,7 @@ class Nursery:
         #: When outputs were measured, and are measured next; None while nobody has a limit.
         self._measured_at = 0.0
         self._measure_at: float | None = None
+        self._crowd = Crowd()
         try:
             self._list: int | None = os.open(
                 f"/proc/self/task/{threading.get_native_id()}/children", os.O_RDONLY | os.O_CLOEXEC
@@ -154,6 +163,8 @@ class Nursery:
         if spawn.output_bytes is not None and self._measure_at is None:
             self._measured_at = child.started_mono
             self._measure_at = child.started_mono + 5 * _HURRIED_LOOK_SECS
+        if spawn.processes is not None:
+            self._crowd.watch(spawn.processes, child.started_mono)
 
     def take_rest(self, child: Child) -> None:
         """An attempt whose main process is gone already: kill what is left of it, and call it over."""
@@ -195,6 +206,8 @@ class Nursery:
         child = self.alive(ticket)
         if child is not None and not child.killed and (child.stopped or self._blame(child, reason)):
             child.killed = True
+            if child.pen is not None:
+                child.pen.kill()
             _signal_group(child, signal.SIGKILL)
 
     def pause(self, ticket: int, *, on: bool) -> bool:
@@ -261,6 +274,33 @@ class Nursery:
         self._measured_at = now
         self._measure_at = now + max(left, _HURRIED_LOOK_SECS) if limited else None
 
+    # -- processes
+
+    def _count(self, now: float) -> None:
+        """Ask those to end that have more processes and threads than they may (F050)."""
+        limits = {
+            pid: child.spawn.processes
+            for pid, child in self._mains.items()
+            if child.spawn.processes is not None
+        }
+        for pid, number in self._crowd.look(now, limits, lambda: self._numbers(limits)).items():
+            child = self._mains[pid]
+            child.processes = max(child.processes, number)
+            self.stop(child.ticket, child.spawn.grace_secs, Reason.PROCESS_LIMIT)
+            if number >= room_for(limits[pid]):
+                self.kill(child.ticket)
+
+    def _numbers(self, mains: Iterable[int]) -> dict[int, int]:
+        numbers = {pid: pen.count() for pid in mains if (pen := self._mains[pid].pen) is not None}
+        rest = [pid for pid in mains if pid not in numbers]
+        if rest:
+            numbers |= {pid: sum(found.values()) for pid, found in families(rest, self._main_of).items()}
+        return numbers
+
+    def _main_of(self, pid: int) -> int | None:
+        owner = self._strays.get(pid) or self.owner_of(pid)
+        return None if owner is None else owner.pid
+
     # -- time
 
     def next_due(self) -> float | None:
@@ -271,8 +311,10 @@ class Nursery:
         when = due[0][0] if due else None
         if self._leased and (when is None or self._look_at < when):
             when = self._look_at
-        measure_at = self._measure_at
-        return measure_at if when is None or (measure_at is not None and measure_at < when) else when
+        for at in (self._measure_at, self._crowd.due):
+            if at is not None and (when is None or at < when):
+                when = at
+        return when
 
     def expire(self) -> None:
         """Do what limits and graces demand by now."""
@@ -281,6 +323,8 @@ class Nursery:
             self._end_leases(now)
         if self._measure_at is not None and self._measure_at <= now:
             self._measure(now)
+        if self._crowd.due is not None and self._crowd.due <= now:
+            self._count(now)
         due = self._due
         while due and due[0][0] <= now:
             _, ticket, what = heapq.heappop(due)
@@ -344,6 +388,8 @@ class Nursery:
             if owner is None:
                 unknown.append(pid)
             elif owner.ticket in self._dying:
+                if owner.pen is not None and owner.ticket not in remaining:
+                    owner.pen.kill()
                 remaining.add(owner.ticket)
                 _kill_leftover(pid)
             else:
@@ -387,6 +433,11 @@ class Nursery:
                 return [int(word) for word in text.split()]
         own = os.getpid()
         return [pid for pid in process.every_pid() if (stat := process.stat_of(pid)) and stat.parent == own]
+
+
+def room_for(limit: int) -> int:
+    """So many processes and threads can there be, for a while, where the limit is this."""
+    return int(limit * _OVERRUN)
 
 
 def _signal_group(child: Child, number: signal.Signals) -> None:
@@ -470,6 +521,9 @@ def _message(child: Child, output_bytes: int) -> str:
     if child.reason is Reason.OUTPUT_LIMIT:
         limit = child.spawn.output_bytes
         return f"wrote {output_bytes} bytes to stdout and stderr; its limit is {limit}, so it was ended"
+    if child.reason is Reason.PROCESS_LIMIT:
+        limit = child.spawn.processes
+        return f"had {child.processes} processes and threads; its limit is {limit}, so it was ended"
     if child.reason is Reason.AGENT_LOST and child.lease_over:
         return _LEASE_OVER
     return _MESSAGES.get(child.reason, "") if child.reason else ""

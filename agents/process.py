@@ -39,6 +39,7 @@ class Stat(NamedTuple):
     parent: int
     session: int
     start: int
+    threads: int = 1
 
 
 def stat_of(pid: int) -> Stat | None:
@@ -48,7 +49,7 @@ def stat_of(pid: int) -> Stat | None:
     except OSError:
         return None
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]), int(fields[17]))
 
 
 def alive(pid: int, start: int) -> bool:
@@ -156,6 +157,27 @@ def marked_with(marks: set[int]) -> dict[int, int]:
         if stat is not None and stat.state not in "ZX":
             found[pid] = mark
     return found
+
+
+def cgroup_of(pid: int, controller: str) -> str | None:
+    """Its cgroup in that controller's hierarchy of version 1, as seen from here; None where there is none."""
+    with suppress(OSError, UnicodeDecodeError):
+        for line in _read(f"/proc/{pid}/cgroup").decode().splitlines():
+            _, names, path = line.split(":", 2)
+            if controller in names.split(","):
+                return path
+    return None
+
+
+def leave_room() -> None:
+    """Of the processes that this user may have, some are for those who did not call this: our own (F050).
+
+    Root has no such limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = int(_read("/proc/sys/kernel/pid_max"))
+    room = min(limit for limit in (soft, hard, most) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_NPROC, (room - room // 8, room - room // 8))
 
 
 def become_reaper() -> None:

@@ -15,7 +15,7 @@ _STATUS: Final = struct.Struct("<i")
 _STATUS_AT: Final = 20
 _WHY_AT: Final = 32
 #: Why it was signaled; by its place in here, 0 for not at all.
-_WHY: Final = (None, None, Reason.TIME_LIMIT, Reason.AGENT_LOST, Reason.OUTPUT_LIMIT)
+_WHY: Final = (None, None, Reason.TIME_LIMIT, Reason.AGENT_LOST, Reason.OUTPUT_LIMIT, Reason.PROCESS_LIMIT)
 _STOPPED: Final = 1
 _SLOTS: Final = 1024
 #: No wait status is this.

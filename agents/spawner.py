@@ -18,7 +18,8 @@ from sirepo_jobs import failpoints, garbage
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.birth import Births, Busy, never, unbegun
 from sirepo_jobs.agents.lane import Lane
-from sirepo_jobs.agents.nursery import Child, Nursery, report
+from sirepo_jobs.agents.nursery import Child, Nursery, report, room_for
+from sirepo_jobs.agents.pens import Pen, Pens
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.words import (
     Drop,
@@ -52,12 +53,13 @@ _OOM_SCORE: Final = 200
 class Spawner:
     """One spawner process."""
 
-    def __init__(self, spec: AgentSpec, lane: Lane, slate: Slate) -> None:
+    def __init__(self, spec: AgentSpec, lane: Lane, slate: Slate, pens: Pens | None = None) -> None:
         self._lane = lane
         self._poll = select.poll()
         self._waker, self._wake = socket.socketpair()
         self._slate = slate
         self._births = Births(spec.run_root, os.environ, spec.pass_env, spec.env)
+        self._pens = pens
         self._nursery = Nursery()
         self._nursery.on_blame = self._note_blame
         self._lane_fd = -1
@@ -162,20 +164,30 @@ class Spawner:
         if self._nursery.lease_is_over(spawn):
             self._end(never(spawn, Reason.START_FAILED, "its lease ended before it began"), spawn.cpus)
             return
+        pen = None
+        if self._pens is not None:
+            pen = self._pens.enter(None if spawn.processes is None else room_for(spawn.processes))
         try:
             child = self._births.start(spawn)
         except Busy as exc:
+            self._leave(pen)
             if tries < len(RETRY_SECS):
                 self._again[spawn.ticket] = (time.monotonic() + RETRY_SECS[tries], tries + 1, spawn)
             else:
                 self._end(never(spawn, Reason.START_FAILED, str(exc)), spawn.cpus)
             return
         if isinstance(child, Over):
+            self._leave(pen)
             self._end(child, spawn.cpus)
             return
+        child.pen = pen
         child.slot = self._slate.note(child.ticket, child.pid, child.started_at, instead_of)
         self._nursery.take(child)
         self._young.append((child.started_mono + QUIET_SECS, child))
+
+    def _leave(self, pen: Pen | None) -> None:
+        if pen is not None and self._pens is not None:
+            self._pens.empty(pen)
 
     def _end(self, over: Over, cpus: int) -> None:
         """Tell it, and start the next one that fits into its slots."""
@@ -202,6 +214,7 @@ class Spawner:
 
     def _reap(self) -> None:
         for child in self._nursery.reap(on_ended=self._note_end):
+            self._leave(child.pen)
             self._end(report(child), child.spawn.cpus)
             self._told_slots.append(child.slot)
         if not len(self._nursery):
@@ -280,8 +293,13 @@ def main(spec: AgentSpec, lane: Lane, slate: Slate) -> None:
     process.refuse_privileges()
     process.prefer_for_oom(_OOM_SCORE)
     process.hide_memory()
+    process.leave_room()
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # SIGTERM too: whoever wants the jobs to end tells the launcher.
         signal.signal(number, lambda *_: None)
-    Spawner(spec, lane, slate).run()
+    pens = Pens(spec.agent)
+    try:
+        Spawner(spec, lane, slate, pens).run()
+    finally:
+        pens.close()

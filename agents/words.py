@@ -44,6 +44,7 @@ class Spawn(Struct, frozen=True, kw_only=True, tag="spawn", omit_defaults=True):
     cpus: int = 1
     lease_secs: float | None = None
     output_bytes: int | None = None
+    processes: int | None = None
     spec: bytes = b"{}"
     #: Do not start it before `Go`, or before an attempt with at least as many cpus ends with you.
     reserved: bool = False

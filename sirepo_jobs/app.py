@@ -201,6 +201,7 @@ def _make_supervisor(
         job_cache=settings.job_cache_size,
         queue_window=settings.queue_window,
         max_output_bytes=settings.max_output_bytes,
+        max_processes=settings.max_processes,
     )
     talk = AgentTalk(supervisor, heartbeat_secs=settings.heartbeat_secs)
     return supervisor, talk

@@ -368,6 +368,7 @@ _HINTS: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "Ask for more memory, or let it be tried again with more.",
     Reason.TIME_LIMIT: "Give it a longer limit (PATCH limits, then retry), or make it do less.",
     Reason.OUTPUT_LIMIT: "Let it say less, write what is large to files, or ask for a higher limits.output.",
+    Reason.PROCESS_LIMIT: "Start fewer processes or threads at a time, or ask for a higher limits.processes.",
     Reason.DISK_FULL: "Make room where run dirs are, then retry.",
     Reason.UNSATISFIABLE: "Ask for less, or name another driver.",
     Reason.LAUNCH_FAILED: "The service is in trouble, not the job: `sirepo-jobs doctor` tells more.",

@@ -78,6 +78,8 @@ class Run(Attempt, frozen=True, kw_only=True, tag_field="op", tag="run", omit_de
     lease_secs: float | None = None
     #: When stdout and stderr together have more, end it (F053).
     output_bytes: int | None = None
+    #: When it has more processes and threads, end it (F050).
+    processes: int | None = None
     #: The spec as submitted, for `spec.json`.
     spec: msgspec.Raw = msgspec.Raw(b"{}")
 

@@ -25,7 +25,7 @@ from .errors import BadInput
 from .frontend.origins import ORIGIN
 from .resources import parse_bytes, parse_secs
 from .rootdir import absolute, default_root
-from .spec import MIN_OUTPUT_BYTES
+from .spec import MIN_OUTPUT_BYTES, MIN_PROCESSES
 
 PREFIX = "SIREPO_JOBS_"
 #: Names under our prefix that are no settings: what a job gets, and what clients look at.
@@ -50,6 +50,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pass_env: tuple[str, ...]
     agent_idle_secs: float
     max_output_bytes: int
+    max_processes: int
     heartbeat_secs: float
     silence_secs: float
     agent_socket: Path | None
@@ -305,6 +306,11 @@ SETTINGS: dict[str, Setting] = {
         _size(MIN_OUTPUT_BYTES, 1 << 60),
         10 * 10**9,
         "a job that writes more to stdout and stderr is ended; jobs may ask for less",
+    ),
+    "max_processes": Setting(
+        _integer(MIN_PROCESSES, 1 << 22),
+        4096,
+        "a job with more processes and threads is ended; jobs may ask for less; not in Slurm",
     ),
     "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
     "silence_secs": Setting(

@@ -43,6 +43,8 @@ _MOUNT = re.compile(r"/[^:\0]*(:/[^:\0]*)?(:(ro|rw))?")
 MAX_MOUNTS = 50
 #: So much output every job may write, whatever its limit.
 MIN_OUTPUT_BYTES = 64 << 10
+#: So many processes and threads every job may have, whatever its limit.
+MIN_PROCESSES = 16
 #: Names that the launcher sets; a job may not pretend.
 RESERVED_ENV_PREFIX = "SIREPO_JOBS_"
 
@@ -58,6 +60,8 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     grace: float = 30.0
     #: Bytes for stdout and stderr together; None = as many as the installation allows (F053).
     output: int | None = None
+    #: Processes and threads at a time; None = as many as the installation allows (F050).
+    processes: int | None = None
 
 
 class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -445,6 +449,8 @@ def _check_limits(limits: Limits, refuse: Any) -> None:
         refuse(
             "limits", f"output={limits.output} is less than the {MIN_OUTPUT_BYTES} bytes that every job has"
         )
+    if limits.processes is not None and limits.processes < MIN_PROCESSES:
+        refuse("limits", f"processes={limits.processes} is less than the {MIN_PROCESSES} that every job has")
 
 
 def _escape(key: object) -> str:

@@ -43,7 +43,7 @@ from .output import Readings
 from .reasons import Reason
 from .resources import Resources
 from .scheduler import Entry, No, Scheduler, Shape
-from .spec import Changes, JobSpec, changed
+from .spec import SLURM_DRIVER, Changes, JobSpec, changed
 from .store import Store
 from .store.unit import EventRow, Unit
 from .tasks import Tasks
@@ -108,6 +108,7 @@ class Supervisor:
         job_cache: int = 2000,
         queue_window: int = 10_000,
         max_output_bytes: int | None = None,
+        max_processes: int | None = None,
     ) -> None:
         self.store = store
         self.loop = asyncio.get_running_loop()
@@ -122,6 +123,7 @@ class Supervisor:
         self.tokens = TokenBook(store, self.commits, self.now)
         #: No attempt may write more to stdout and stderr together (F053).
         self._max_output_bytes = max_output_bytes
+        self._max_processes = max_processes
         self._job_seq = store.last_job_seq
         self._op_id = 0
         self._changes: _Changes | None = None
@@ -512,15 +514,15 @@ class Supervisor:
                 cpus=spec.resources.cpus,
                 standby=op.standby,
                 lease_secs=record.lease_secs,
-                output_bytes=self._output_bytes(spec),
+                output_bytes=_limit(spec.limits.output, self._max_output_bytes),
+                # How many a node carries is for its site to say.
+                processes=_limit(
+                    spec.limits.processes, None if spec.driver == SLURM_DRIVER else self._max_processes
+                ),
                 spec=msgspec.Raw(job.fixed.spec),
             )
         )
         failpoints.hit("dispatch.after_say")
-
-    def _output_bytes(self, spec: JobSpec) -> int | None:
-        asked, most = spec.limits.output, self._max_output_bytes
-        return asked if most is None else most if asked is None else min(asked, most)
 
     def send_cancel(self, job: ComputeJob, attempt: int, grace_secs: float) -> None:
         """Tell the agent to end this attempt; safe to repeat, and repeated when the agent comes back."""
@@ -630,3 +632,8 @@ class Supervisor:
             "degraded": self.store.degraded,
             "damaged_jobs": len(self.jobs.damaged),
         }
+
+
+def _limit(asked: int | None, most: int | None) -> int | None:
+    """What a job gets that asks for this where the installation gives at most that; None = no limit."""
+    return asked if most is None else most if asked is None else min(asked, most)

@@ -23,6 +23,7 @@ _OPTIONS = (
     click.option("--hard-limit", metavar="TIME", help="KILL it at once after so long."),
     click.option("--grace", metavar="TIME", help="Time between TERM and KILL."),
     click.option("--max-output", metavar="SIZE", help="End it when stdout and stderr have more: 1GB."),
+    click.option("--max-processes", type=int, help="End it when it has more processes and threads."),
     click.option(
         "--env", "-e", metavar="NAME=VALUE", multiple=True, help="Set a variable; NAME alone takes yours."
     ),
@@ -94,6 +95,7 @@ def make_spec(command: tuple[str, ...], options: dict[str, Any]) -> dict[str, An
             "hard": options.get("hard_limit"),
             "grace": options.get("grace"),
             "output": options.get("max_output"),
+            "processes": options.get("max_processes"),
         }
     )
     spec["slurm"] = {

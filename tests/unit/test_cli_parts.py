@@ -166,6 +166,7 @@ def test_all_options_make_a_spec_that_is_accepted(monkeypatch: pytest.MonkeyPatc
                 "hard_limit": "11m",
                 "grace": "5s",
                 "max_output": "2 GB",
+                "max_processes": 50,
                 "env": ("A=b=c", "HERE"),
                 "driver": "local",
                 "tag": ("project=x",),
@@ -180,7 +181,7 @@ def test_all_options_make_a_spec_that_is_accepted(monkeypatch: pytest.MonkeyPatc
     assert spec.env == {"A": "b=c", "HERE": "mine"}
     assert (spec.resources.cpus, spec.resources.memory, spec.priority) == (2, 1 << 30, 0)
     assert (spec.limits.soft, spec.limits.hard, spec.limits.grace) == (600.0, 660.0, 5.0)
-    assert spec.limits.output == 2 * 10**9
+    assert (spec.limits.output, spec.limits.processes) == (2 * 10**9, 50)
 
 
 @pytest.mark.parametrize("options", [{"env": ("NOT_SET_ANYWHERE",)}, {"env": ("=x",)}, {"tag": ("x",)}])
