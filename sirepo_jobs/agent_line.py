@@ -10,7 +10,7 @@ from typing import Protocol
 import structlog
 
 from . import protocol
-from .agent_pool import Agent
+from .agent_claim import Agent
 from .agent_talk import AgentTalk
 from .errors import RemoteError
 from .supervisor import Supervisor
@@ -31,7 +31,7 @@ class Transport(Protocol):
 
 
 class AgentLine:
-    """The supervisor's end of one connection: an `agent_pool.Line`."""
+    """The supervisor's end of one connection: an `agent_claim.Line`."""
 
     def __init__(self, supervisor: Supervisor, talk: AgentTalk, agent: Agent, transport: Transport) -> None:
         self._supervisor = supervisor

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from . import events, failpoints, protocol
-from .agent_pool import Agent, Line
+from .agent_claim import Agent, Line
 from .compute_job import ComputeJob
 from .errors import RemoteError
 from .job import HELD_BY_AGENT, State

@@ -14,7 +14,7 @@ import asyncio
 
 import structlog
 
-from .agent_pool import boot_secs
+from .agent_claim import boot_secs
 from .agent_talk import AgentTalk
 from .compute_job import ComputeJob
 from .job import State

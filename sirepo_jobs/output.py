@@ -17,7 +17,7 @@ from .errors import RemoteError, Unavailable
 from .op import Kind, Op
 
 if TYPE_CHECKING:
-    from .agent_pool import Agent
+    from .agent_claim import Agent
     from .compute_job import ComputeJob
     from .supervisor import Supervisor
 

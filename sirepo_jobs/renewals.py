@@ -9,7 +9,7 @@ the heartbeat.
 import structlog
 
 from . import protocol
-from .agent_pool import Agent, Line, boot_secs
+from .agent_claim import Agent, Line, boot_secs
 from .errors import StoreError, Unavailable
 from .supervisor import Supervisor
 

@@ -13,7 +13,7 @@ from .output import Reading, Readings
 from .run_path import Parts, encode, shown
 
 if TYPE_CHECKING:
-    from .agent_pool import Agent
+    from .agent_claim import Agent
 
 #: An agent that is there answers within so many seconds.
 ANSWER_SECS = 60.0

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from .agent_pool import Agent
+from .agent_claim import Agent
 from .agent_talk import AgentTalk
 from .compute_job import ComputeJob
 from .events import QueueMoved

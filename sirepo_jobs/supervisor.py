@@ -15,7 +15,8 @@ import msgspec
 import structlog
 
 from . import failpoints, protocol
-from .agent_pool import Agent, AgentPool
+from .agent_claim import Agent
+from .agent_pool import AgentPool
 from .commits import Commits
 from .compute_job import ComputeJob, JobTable
 from .driver import Environment

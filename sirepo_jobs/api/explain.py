@@ -5,7 +5,7 @@ import contextlib
 
 import msgspec
 
-from sirepo_jobs.agent_pool import Agent
+from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import Error
 from sirepo_jobs.explain import TAIL_BYTES, AgentFacts, Asked, Facts, QueueFacts, Tail, explain

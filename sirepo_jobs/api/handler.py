@@ -15,7 +15,7 @@ import structlog
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
-from sirepo_jobs.agent_pool import Agent
+from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.commits import LOOK_SECS
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized, Unavailable

@@ -4,7 +4,7 @@ from typing import Any
 
 from tornado.web import RequestHandler
 
-from sirepo_jobs.agent_pool import Agent
+from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import Conflict, NotFound
 from sirepo_jobs.events import DeathProven

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sirepo_jobs import protocol as p
-from sirepo_jobs.agent_pool import AgentPool, boot_secs
+from sirepo_jobs.agent_claim import boot_secs
+from sirepo_jobs.agent_pool import AgentPool
 from sirepo_jobs.api.service import declare_dead
 from sirepo_jobs.driver import Fate
 from sirepo_jobs.health import ENOUGH

@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
             "supervisor",
             "compute_job",
             "op",
+            "agent_claim",
             "agent_pool",
             "agent_talk",
             "agent_line",
