@@ -88,7 +88,6 @@ class Births:
             os.chdir(path)
             opened.append(os.open("stdout", _NEW, 0o600))
             opened.append(os.open("stderr", _NEW, 0o600))
-            _write("spec.json", spawn.spec)
         except OSError as exc:
             _undo(path, opened)
             return _never(spawn, exc)
@@ -131,7 +130,7 @@ class Births:
             os.close(err)
             self._found.pop((name, search), None)
             over = _not_executable(spawn, exc, name, search, at)
-            exit_file.write(path, spawn.jid, spawn.serial, spawn.attempt, over)
+            exit_file.write(path, spawn, over)
             return over
         failpoints.hit("birth.spawned")
         return Child(spawn, pid, path, at, time.monotonic(), out, err)
@@ -197,20 +196,10 @@ def _make_dir(path: str) -> bool:
     return True
 
 
-def _write(name: str, data: bytes) -> None:
-    fd = os.open(name, _NEW, 0o600)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-    finally:
-        os.close(fd)
-
-
 def _undo(path: str, opened: list[int]) -> None:
     for fd in opened:
         os.close(fd)
-    for name in ("stdout", "stderr", "spec.json"):
+    for name in ("stdout", "stderr"):
         with suppress(OSError):
             os.unlink(f"{path}/{name}")
     with suppress(OSError):

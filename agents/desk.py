@@ -41,7 +41,7 @@ from sirepo_jobs.reasons import Reason
 
 VERSION: Final = "0.1.0"
 #: While attempts stand by, the records of so long share one sync and one message; else nothing waits.
-GROUP_SECS: Final = 0.012
+GROUP_SECS: Final = 0.03
 #: Grace of the jobs when the agent is told to stop.
 STOP_GRACE_SECS: Final = 3.0
 

@@ -17,7 +17,8 @@ from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
 
 NAME: Final = "exit.json"
-_MAX_BYTES: Final = 1 << 20
+#: A spec may have a megabyte, and its text may be escaped.
+_MAX_BYTES: Final = 8 << 20
 
 
 class ExitFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,19 +37,24 @@ class ExitFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     usage: Usage | None = None
+    #: What was started, as it was submitted.
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ExitFile).decode
 
 
-def write(run_path: str, jid: str, serial: int, attempt: int, over: words.Over) -> None:
-    """Put it in place whole, or not at all; a full disk leaves nothing behind."""
+def write(run_path: str, spawn: words.Spawn, over: words.Over) -> None:
+    """Put it in place whole, or not at all; a full disk leaves nothing behind.
+
+    What a killed writer has left of it is no JSON, so nobody believes it.
+    """
     data = _encode(
         ExitFile(
-            jid=jid,
-            serial=serial,
-            attempt=attempt,
+            jid=spawn.jid,
+            serial=spawn.serial,
+            attempt=spawn.attempt,
             started_at=over.started_at,
             ended_at=over.at,
             exit_code=over.exit_code,
@@ -59,25 +65,41 @@ def write(run_path: str, jid: str, serial: int, attempt: int, over: words.Over) 
             stdout_bytes=over.stdout_bytes,
             stderr_bytes=over.stderr_bytes,
             usage=over.usage,
+            spec=msgspec.Raw(spawn.spec),
         )
     )
     path = f"{run_path}/{NAME}"
-    part = f"{path}.part"
-    try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with suppress(OSError):
         try:
-            written = os.write(fd, data)
-        finally:
-            os.close(fd)
-        if written == len(data):
-            failpoints.hit("exit_file.before_rename")
-            os.rename(part, path)
-            failpoints.hit("exit_file.in_place")
-            return
-    except OSError:
-        pass
+            _make(path, data)
+        except FileExistsError:
+            # the job's own, or what a killed writer left
+            _replace(path, data)
+
+
+def _make(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    whole = False
+    try:
+        failpoints.hit("exit_file.made")
+        whole = os.write(fd, data) == len(data)
+    finally:
+        os.close(fd)
+        if not whole:
+            os.unlink(path)
+    failpoints.hit("exit_file.in_place")
+
+
+def _replace(path: str, data: bytes) -> None:
+    part = f"{path}.part"
     with suppress(OSError):
         os.unlink(part)
+    _make(part, data)
+    try:
+        os.rename(part, path)
+    except OSError:
+        os.unlink(part)
+        raise
 
 
 def read(run_path: str, jid: str, attempt: int) -> ExitFile | None:

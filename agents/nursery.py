@@ -512,8 +512,7 @@ def report(child: Child) -> Over:
             sent_bytes=traffic.sent - child.traffic.sent,
         ),
     )
-    spawn = child.spawn
-    exit_file.write(child.path, spawn.jid, spawn.serial, spawn.attempt, over)
+    exit_file.write(child.path, child.spawn, over)
     return over
 
 

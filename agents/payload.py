@@ -110,7 +110,7 @@ class Payload:
         if isinstance(child, Over):
             if not child.began:
                 # the claim is taken, so this is its end; say why, where anything can be written at all
-                exit_file.write(path, job.jid, job.serial, job.attempt, child)
+                exit_file.write(path, job, child)
             return child
         self._nursery.take(child)
         self._pause = self._paused = False

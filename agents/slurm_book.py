@@ -306,8 +306,7 @@ class Book:
                     over.message = f"{over.message}; its script said: {said}"
                 self._measure(attempt, over)
                 if over.began:
-                    spawn = attempt.spawn
-                    exit_file.write(attempt.path, spawn.jid, spawn.serial, spawn.attempt, over)
+                    exit_file.write(attempt.path, attempt.spawn, over)
                 self._end(attempt, over)
 
     def look(self, attempt: Attempt) -> None:

@@ -41,7 +41,7 @@ from sirepo_jobs.reasons import Reason
 #: A birth is told when the process has lived so long: for most short jobs it never has to be.
 QUIET_SECS: Final = 0.004
 #: An end whose slot is taken already may be told so much later, together with others ...
-GROUP_SECS: Final = 0.008
+GROUP_SECS: Final = 0.012
 #: ... while at least so many are in reserve.
 ENOUGH: Final = 3
 #: How long to wait before each further try when the host cannot make a process.

@@ -35,7 +35,7 @@ POINTS: Final[dict[str, str]] = {
     "birth.spawned": "the process is there, and not on the slate",
     "birth.untold": "the process has lived for some milliseconds, the launcher is not told",
     "nursery.reaped": "its wait status is taken, and not on the slate",
-    "exit_file.before_rename": "the exit record is written beside its place",
+    "exit_file.made": "the exit record's file is there, and empty",
     "exit_file.in_place": "the exit record is there, the launcher is not told",
     # the agent's network side
     "session.hello_sent": "hello is sent",

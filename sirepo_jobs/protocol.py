@@ -80,7 +80,7 @@ class Run(Attempt, frozen=True, kw_only=True, tag_field="op", tag="run", omit_de
     output_bytes: int | None = None
     #: When it has more processes and threads, end it (F050).
     processes: int | None = None
-    #: The spec as submitted, for `spec.json`.
+    #: The spec as submitted, for `exit.json`.
     spec: msgspec.Raw = msgspec.Raw(b"{}")
 
 

@@ -138,7 +138,7 @@ def paths(route: Route, of: Person) -> Iterator[str]:
         "jid": of.jids,
         "stream": ["stdout", "stderr"],
         "token": [of.token_id],
-        "path": ["stdout", "stderr", "progress.jsonl", "spec.json", of.words["filename"],
+        "path": ["stdout", "stderr", "progress.jsonl", "exit.json", of.words["filename"],
                  of.words["dirname"], f"{of.words['dirname']}/{of.words['filename']}"],
     }  # fmt: skip
     names = re.findall(r"\{(\w+)\}", route.path)

@@ -87,8 +87,8 @@ def test_the_run_dir_holds_what_was_asked_and_what_came_of_it(system: System) ->
     (found,) = system.root.glob(f"users/*/jobs/{job.jid}/1")
     assert (found / "stdout").read_bytes() == b"out\n"
     assert (found / "stderr").read_bytes() == b"err\n"
-    assert json.loads((found / "spec.json").read_text())["name"] == "five"
-    assert json.loads((found / "exit.json").read_text())["exit_code"] == 5
+    record = json.loads((found / "exit.json").read_text())
+    assert (record["exit_code"], record["spec"]["name"]) == (5, "five")
     assert (found.stat().st_mode & 0o777, (found / "stdout").stat().st_mode & 0o777) == (0o700, 0o600)
 
 

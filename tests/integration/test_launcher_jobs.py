@@ -47,18 +47,18 @@ async def test_exit_record_stands_beside_the_outputs(tmp_path: Path) -> None:
         assert (found["stdout_bytes"], found["stderr_bytes"]) == (3, 2)
         assert (found["jid"], found["attempt"]) == ("j", 1)
         assert found["ended_at"] == exited.at
-        for name in ("stdout", "stderr", "spec.json", "exit.json"):
+        for name in ("stdout", "stderr", "exit.json"):
             assert (s.run_dir("j") / name).stat().st_mode & 0o777 == 0o600
         for directory in (s.run_dir("j"), s.run_dir("j").parent, s.run_root / "users"):
             assert directory.stat().st_mode & 0o777 == 0o700
 
 
-async def test_spec_is_written_as_submitted(tmp_path: Path) -> None:
+async def test_exit_record_says_what_was_submitted(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
         spec = b'{"name":"melt","command":["true"],"tags":{"a":"\\u00e4"}}'
         await s.stage.send([s.stage.run("j", ["true"], spec=msgspec.Raw(spec))])
         await s.stage.ended("j")
-        assert json.loads((s.run_dir("j") / "spec.json").read_bytes()) == json.loads(spec)
+        assert json.loads((s.run_dir("j") / "exit.json").read_bytes())["spec"] == json.loads(spec)
 
 
 @pytest.mark.parametrize(

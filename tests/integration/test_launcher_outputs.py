@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sirepo_jobs.protocol import WINDOW_BYTES, Credit, OutputEnd, StopReading, decode_chunk
-from tests.agent_stage import Scene, appears, open_files, scene
+from tests.agent_stage import Scene, open_files, scene
 
 PYTHON = os.path.realpath("/proc/self/exe")
 
@@ -287,4 +287,3 @@ async def test_chunks_are_what_the_protocol_says(tmp_path: Path) -> None:
         assert end.offset == 300000
         assert json.loads((s.run_dir("j") / "exit.json").read_bytes())["stdout_bytes"] == 300000
         assert decode_chunk(b"\x01" + bytes(12))[2] == b""
-        await appears(s.run_dir("j") / "spec.json")

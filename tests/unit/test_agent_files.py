@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sirepo_jobs.agents import exit_file, process
@@ -10,7 +11,7 @@ from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.progress import MAX_LINE_BYTES, Tail, newest
 from sirepo_jobs.agents.run_files import Refused, RunFiles
 from sirepo_jobs.agents.slate import Line, Slate
-from sirepo_jobs.agents.words import Over, Watch
+from sirepo_jobs.agents.words import Over, Spawn, Watch
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
 
@@ -115,6 +116,11 @@ def test_only_plain_files_below_the_root_are_opened(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+SPAWN = Spawn(
+    ticket=1, mark=2, jid="j", serial=1, attempt=1, command=["true"], run_dir="j/1", spec=b'{"name": "five"}'
+)
+
+
 def test_exit_record_is_whole_or_absent(tmp_path: Path) -> None:
     path = str(tmp_path)
     assert exit_file.read(path, "j", 1) is None
@@ -129,10 +135,11 @@ def test_exit_record_is_whole_or_absent(tmp_path: Path) -> None:
         stderr_bytes=0,
         usage=Usage(user_secs=1.5, max_rss=4096),
     )
-    exit_file.write(path, "j", 1, 1, over)
+    exit_file.write(path, SPAWN, over)
     assert os.listdir(path) == ["exit.json"]
     found = exit_file.read(path, "j", 1)
     assert found is not None
+    assert bytes(found.spec) == SPAWN.spec
     adopted = exit_file.as_over(found, 7)
     assert adopted.proof == "exit_record"
     over.ticket, over.proof = 7, "exit_record"
@@ -148,10 +155,30 @@ def test_exit_record_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_exit_record_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    exit_file.write(f"{tmp_path}/none", "j", 1, 1, Over(ticket=1, at=1))
+    exit_file.write(f"{tmp_path}/none", SPAWN, Over(ticket=1, at=1))
     (tmp_path / "exit.json").mkdir()
-    exit_file.write(str(tmp_path), "j", 1, 1, Over(ticket=1, at=1))
+    exit_file.write(str(tmp_path), SPAWN, Over(ticket=1, at=1))
     assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_exit_record_takes_the_place_of_the_jobs_own_and_of_a_killed_writers(tmp_path: Path) -> None:
+    """F041: whoever takes over writes it again."""
+    for left in (b"", b"mine"):
+        (tmp_path / "exit.json").write_bytes(left)
+        (tmp_path / "exit.json.part").write_bytes(left)
+        exit_file.write(str(tmp_path), SPAWN, Over(ticket=1, at=1, exit_code=3))
+        found = exit_file.read(str(tmp_path), "j", 1)
+        assert found is not None
+        assert found.exit_code == 3
+        assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_exit_record_keeps_the_largest_spec(tmp_path: Path) -> None:
+    spec = msgspec.json.encode({"env": {"A": "\x01" * (1 << 20)}})
+    exit_file.write(str(tmp_path), msgspec.structs.replace(SPAWN, spec=spec), Over(ticket=1, at=1))
+    found = exit_file.read(str(tmp_path), "j", 1)
+    assert found is not None
+    assert bytes(found.spec) == spec
 
 
 def test_own_process_is_known() -> None:
