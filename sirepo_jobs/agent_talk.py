@@ -17,9 +17,10 @@ from .errors import RemoteError
 from .job import HELD_BY_AGENT, State
 from .lifecycle import Illegal
 from .op import Op
+from .orders import unheard
 from .reasons import Reason
 from .renewals import Renewals
-from .supervisor import Supervisor, unheard
+from .supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
@@ -98,7 +99,7 @@ class AgentTalk:
                 f"foreign attempts of {agent.name}", partial(self._foreign, agent, line, list(held.values()))
             )
         self._supervisor.readings.lost(agent)
-        self._supervisor.dispatch_soon()
+        self._supervisor.dispatch.soon()
 
     def _compare(self, agent: Agent, job: ComputeJob, held: protocol.Held | None, fresh: bool) -> None:
         """One attempt that we think the agent has, and what it says of it."""
@@ -106,7 +107,7 @@ class AgentTalk:
         # once it came back without its records, each further connection is no better
         fresh = fresh or record.reason is Reason.AGENT_LOST
         if job.op is None:
-            self._supervisor.adopt(job, agent, standby=False)
+            self._supervisor.dispatch.adopt(job, agent, standby=False)
         if held is None:
             if record.state is State.STARTING or (record.state is State.LOST and record.started_at is None):
                 if fresh:
@@ -117,7 +118,7 @@ class AgentTalk:
                     self._back(job, "starting")
                     if job.op is not None:
                         job.op.told = False  # what was said before went with the line
-                    self._supervisor.commits.after(partial(self._supervisor.send_run, job, record.attempt))
+                    self._supervisor.commits.after(partial(self._supervisor.orders.run, job, record.attempt))
             elif record.state is State.CANCELING and record.started_at is None and not fresh:
                 self._unheard(job)
             else:
@@ -130,14 +131,14 @@ class AgentTalk:
             self._supervisor.ops.own(job.op)
         self._back(job, held.state)
         if job.record.stopping:
-            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)
+            self._supervisor.orders.cancel(job, record.attempt, job.spec.limits.grace)
 
     def _grant_again(self, job: ComputeJob) -> None:
         """One that the agent holds back, when it is known which others run: it may have slots already."""
         op = job.op
         if op is None or op.standby or job.record.stopping or self._supervisor.ops.stand_back(op):
             return
-        self._supervisor.grant(op)
+        self._supervisor.orders.grant(op)
 
     async def _foreign(self, agent: Agent, line: Line, held: list[protocol.Held]) -> None:
         """The agent has attempts that we do not count as its own.
@@ -181,7 +182,7 @@ class AgentTalk:
         """A connection ended."""
         if self._supervisor.agents.disconnected(agent, line):
             self._supervisor.readings.lost(agent)
-            self._supervisor.dispatch_soon()
+            self._supervisor.dispatch.soon()
 
     def out_of_reach(self, agent: Agent) -> None:
         """The agent has been away for longer than a connection may blink: say so at its jobs."""
@@ -297,7 +298,7 @@ class AgentTalk:
         pause_secs = agent.health.failed(job.jid, why, now)
         if pause_secs:
             _log.warning("agent is paused", agent=agent.name, secs=pause_secs, why=why)
-            self._supervisor.loop.call_later(pause_secs, self._supervisor.dispatch_soon)
+            self._supervisor.loop.call_later(pause_secs, self._supervisor.dispatch.soon)
 
     def _heir(self, agent: Agent, successor: str) -> Op | None:
         """The op of "jid/attempt", if it is this agent's own: slots are not given away to others (I26)."""

@@ -131,7 +131,7 @@ class Intake:
             if key is not None:
                 row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
                 self._supervisor.commits.unit.keys.append(row)
-            self._supervisor.dispatch()
+            self._supervisor.dispatch.at_once()
             records = [job.record for job in jobs]
             failpoints.hit("submit.before_commit")
             await self._supervisor.commits.durable()

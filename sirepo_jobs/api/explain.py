@@ -38,7 +38,7 @@ class Explain(Handler):
     def _facts(self, job: ComputeJob, asked: Asked | None, stderr: Tail | None) -> Facts:
         record = job.record
         pending = record.state is State.PENDING
-        name = self.supervisor.environment(job).key if pending else record.agent
+        name = self.supervisor.dispatch.environment(job).key if pending else record.agent
         agent = self.supervisor.agents.get(name or "")
         return Facts(
             now=self.supervisor.now(),
@@ -54,7 +54,7 @@ class Explain(Handler):
 
     def _queue(self, job: ComputeJob, agent: Agent | None) -> QueueFacts:
         record, op = job.record, job.op
-        reason, text = self.supervisor.why_pending(job)
+        reason, text = self.supervisor.dispatch.why_pending(job)
         ahead, more = 0, False
         if op is None:
             key = (-job.fixed.priority, record.seq)
@@ -98,7 +98,7 @@ class Explain(Handler):
             return Tail()
         agent = self.supervisor.agents.get(record.agent)
         if agent is None:
-            agent = self.supervisor.agents.at(self.supervisor.environment(job))
+            agent = self.supervisor.agents.at(self.supervisor.dispatch.environment(job))
         start = max((record.stderr_bytes or 0) - TAIL_BYTES, 0)
         data = b""
         try:

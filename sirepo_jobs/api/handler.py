@@ -185,7 +185,7 @@ class Handler(RequestHandler):
 
     def view(self, job: ComputeJob, *, spec: bool = True) -> dict[str, Any]:
         """The job as it stands, with the reason why it waits if it does."""
-        why = self.supervisor.why_pending(job) if job.record.state is State.PENDING else None
+        why = self.supervisor.dispatch.why_pending(job) if job.record.state is State.PENDING else None
         run_root = self.supervisor.agents.run_root(job.record.user, job.record.agent)
         return job_view(job.record, job.fixed, spec=spec, why=why, run_root=run_root)
 

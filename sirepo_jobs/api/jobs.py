@@ -123,7 +123,7 @@ class Jobs(Handler):
         for row in page.jobs:
             job = self.supervisor.jobs.get(row.record.jid)
             waits = job is not None and job.record.state is State.PENDING is row.record.state
-            why = self.supervisor.why_pending(job) if job is not None and waits else None
+            why = self.supervisor.dispatch.why_pending(job) if job is not None and waits else None
             run_root = self.supervisor.agents.run_root(row.record.user)
             view = job_view(row.record, row.fixed, why=why, run_root=run_root)
             views.append({name: view[name] for name in shown if name in view})
@@ -286,7 +286,7 @@ class Signal(Handler):
             self.answer(self.view(job))
 
     async def _signal(self, job: ComputeJob, verb: str, before: State) -> None:
-        if not self.supervisor.send_signal(job, suspend=verb == "suspend"):
+        if not self.supervisor.orders.signal(job, suspend=verb == "suspend"):
             raise Unavailable(f"the agent of {job.jid} is out of reach; try again", code="agent_unreachable")
         try:
             async with asyncio.timeout(SIGNAL_SECS):

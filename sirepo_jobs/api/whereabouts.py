@@ -28,7 +28,7 @@ async def run_dir(supervisor: Supervisor, job: ComputeJob, attempt: int) -> RunD
         return None
     path, name, begun = found
     # an agent that nobody has heard of since the restart is brought anew, for the same environment
-    agent = supervisor.agents.get(name) or supervisor.agents.at(supervisor.environment(job))
+    agent = supervisor.agents.get(name) or supervisor.agents.at(supervisor.dispatch.environment(job))
     return RunDir(job.record.jid, job.record.serial, attempt, path, agent, begun)
 
 

@@ -32,7 +32,7 @@ async def test_a_drained_agent_finishes_its_work_and_a_fresh_one_follows(
         assert agent.heard(p.Stop) == []
         (second,) = await house.submit()
         waiting = await house.until(second, lambda job: job.op is not None)
-        reason, text = house.supervisor.why_pending(waiting)
+        reason, text = house.supervisor.dispatch.why_pending(waiting)
         assert (reason, "a fresh one follows" in text) == (Reason.DRAINING, True)
         assert second not in agent.runs
         agent.exits(first)
@@ -69,7 +69,7 @@ async def test_a_restart_does_not_forget_that_an_agent_is_drained(
         (second,) = await house.submit()
         agent.connect(house.talk)
         waiting = await house.until(second, lambda job: job.op is not None)
-        await eventually(lambda: house.supervisor.why_pending(waiting)[0] is Reason.DRAINING)
+        await eventually(lambda: house.supervisor.dispatch.why_pending(waiting)[0] is Reason.DRAINING)
         assert agent.heard(p.Stop) == []
         agent.exits(first)
         assert (await house.over(first)).record.state is State.COMPLETED

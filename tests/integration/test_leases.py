@@ -323,7 +323,7 @@ async def test_a_job_that_never_began_waits_longer_each_time(
             agent.exits(jid, None, began=False, proof="never_claimed", reason=Reason.START_FAILED)
             job = await house.job(jid)
             assert job.record.state is State.PENDING
-            reason, text = house.supervisor.why_pending(job)
+            reason, text = house.supervisor.dispatch.why_pending(job)
             assert reason is Reason.RETRYING
             assert "tried again in" in text
         assert refused[1] - refused[0] >= 0.05
@@ -331,7 +331,7 @@ async def test_a_job_that_never_began_waits_longer_each_time(
         house.cancel(await house.job(jid))
         job = await house.over(jid)
         assert job.record.state is State.CANCELED
-        assert house.supervisor._pauses == {}
+        assert house.supervisor.dispatch._pauses == {}
 
 
 async def test_a_black_hole_gets_no_more_work_for_a_while_and_others_go_on(
@@ -354,7 +354,7 @@ async def test_a_black_hole_gets_no_more_work_for_a_while_and_others_go_on(
         # what was sent ahead is there already; nothing of the rest follows
         waiting = [jid for jid in anns if jid not in hole.runs and jid not in refused]
         assert waiting
-        reason, text = house.supervisor.why_pending(await house.job(waiting[-1]))
+        reason, text = house.supervisor.dispatch.why_pending(await house.job(waiting[-1]))
         assert "is paused: 3 jobs in a row failed there, the last: no" in text, (reason, text)
         for _ in range(5):
             (jid,) = await house.submit(user="bob")

@@ -157,7 +157,7 @@ async def test_an_agent_that_never_starts_is_explained_and_tried_again(
     async with house_of(tmp_path, driver) as house:
 
         async def look(_spec: Any) -> None:
-            told.append(house.supervisor.why_pending(await house.job(jid))[1])
+            told.append(house.supervisor.dispatch.why_pending(await house.job(jid))[1])
 
         driver.on_launch = look
         task = asyncio.create_task(house.submit())
@@ -407,7 +407,7 @@ async def test_ten_thousand_queued_jobs_are_rows(tmp_path: Path) -> None:
         assert grown < 20e6, f"{grown / 1e6:.1f} MB"
         assert len(house.supervisor.jobs) <= 2000
         last = await house.job(jids[-1])
-        reason, text = house.supervisor.why_pending(last)
+        reason, text = house.supervisor.dispatch.why_pending(last)
         assert reason is Reason.PRIORITY
         assert "10000 or more of your jobs" in text
         house.cancel(last)
@@ -452,7 +452,7 @@ async def test_an_idle_agent_is_let_go_and_a_new_op_makes_a_new_one(
         (second,) = await house.submit()
         for _ in range(100):
             await asyncio.sleep(0)  # whoever brings the new one waits, and does not spin
-        assert "ending" in house.supervisor.why_pending(await house.job(second))[1]
+        assert "ending" in house.supervisor.dispatch.why_pending(await house.job(second))[1]
         house.driver.fate = Fate.GONE
         agent.cut()
         await agent.until(lambda: second in agent.runs)
@@ -509,8 +509,8 @@ async def test_a_user_whom_no_host_may_have_takes_no_slots(tmp_path: Path) -> No
         (jid,) = await place.submit()
         async with asyncio.timeout(20):
             await place.driver.news.wait()
-            while place.supervisor.why_pending(await place.job(jid))[0] is not Reason.LAUNCH_FAILED:
+            while place.supervisor.dispatch.why_pending(await place.job(jid))[0] is not Reason.LAUNCH_FAILED:
                 await asyncio.sleep(0)
-        assert "no more processes" in place.supervisor.why_pending(await place.job(jid))[1]
+        assert "no more processes" in place.supervisor.dispatch.why_pending(await place.job(jid))[1]
         for pool in place.supervisor.agents.pools.values():
             assert pool.free == pool.size

@@ -328,9 +328,9 @@ async def test_a_driver_that_is_not_configured_any_more_stops_no_start(tmp_path:
         assert "'local' is not configured" in job.record.situation
         waits = await house.until(queued[-1], lambda job: job.record.state is State.PENDING)
         await house.supervisor.commits.durable()
-        assert "is not configured" in house.supervisor.why_pending(waits)[1]
+        assert "is not configured" in house.supervisor.dispatch.why_pending(waits)[1]
         with pytest.raises(Unavailable, match="not configured"):
-            house.supervisor.agents.at(house.supervisor.environment(waits))
+            house.supervisor.agents.at(house.supervisor.dispatch.environment(waits))
     finally:
         await house.close()
     async with house_of(tmp_path) as house:

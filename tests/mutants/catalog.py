@@ -35,9 +35,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "sent before the intent is durable",
-        "sirepo_jobs/supervisor.py",
-        "        self.commits.after(partial(self.send_run, job, job.record.attempt))\n",
-        "        self.send_run(job, job.record.attempt)\n",
+        "sirepo_jobs/dispatch.py",
+        "        self._supervisor.commits.after(partial(self._supervisor.orders.run, job, job.record.attempt))\n",
+        "        self._supervisor.orders.run(job, job.record.attempt)\n",
     ),
     Mutant(
         "records told before they are on disk",
@@ -274,13 +274,13 @@ MUTANTS: Final = (
     Mutant(
         "what was said to a lost connection is not said again",
         "sirepo_jobs/agent_talk.py",
-        "                    self._supervisor.commits.after(partial(self._supervisor.send_run, job, record.attempt))\n",
+        "                    self._supervisor.commits.after(partial(self._supervisor.orders.run, job, record.attempt))\n",
         "",
     ),
     Mutant(
         "a cancel is not repeated to an agent that comes back",
         "sirepo_jobs/agent_talk.py",
-        "        if job.record.stopping:\n            self._supervisor.send_cancel(job, record.attempt, job.spec.limits.grace)\n\n",
+        "        if job.record.stopping:\n            self._supervisor.orders.cancel(job, record.attempt, job.spec.limits.grace)\n\n",
         "\n",
         "tests/integration/test_found_by_simulation.py",
     ),

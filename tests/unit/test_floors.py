@@ -40,6 +40,8 @@ FLOORS: dict[str, int] = {
             "compute_job",
             "op",
             "agent_claim",
+            "dispatch",
+            "orders",
             "agent_pool",
             "agent_talk",
             "agent_line",
