@@ -21,7 +21,7 @@
     payload.py    inside a Slurm job: claims, runs and records the attempt
     agent.py      the network side: connects out, again for ever
       session.py    one connection; link.py: to the launcher; attempts.py: what lives
-      readings.py   outputs by offset; progress.py; run_files.py: opened safely
+      readings.py   outputs by offset; progress.py; run_tree.py of the floor below: opened safely
     handover.py   one agent for a home that several login nodes share
     bundles.py    versions of the agent that lie on a cluster, and the end of those that nobody needs
     relay.py      carries one caller of a socket over standard streams, for a driver

@@ -19,12 +19,12 @@ from sirepo_jobs.agents import process
 from sirepo_jobs.agents.attempts import Attempts
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.link import Link
-from sirepo_jobs.agents.run_files import RunFiles
 from sirepo_jobs.agents.session import Session
 from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.protocol import MAX_MESSAGE_BYTES, Stop
+from sirepo_jobs.run_tree import RunFiles
 
 #: Back-off between connections, with full jitter.
 FIRST_SECS: Final = 0.05

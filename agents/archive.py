@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import IO, Final
 
-from sirepo_jobs.agents.run_files import Refused, kind_of, open_directory, open_file, walk
 from sirepo_jobs.run_path import Parts, shown
+from sirepo_jobs.run_tree import Refused, kind_of, open_directory, open_file, walk
 
 SKIPPED: Final = b"SKIPPED.txt"
 MAX_DEPTH: Final = 50

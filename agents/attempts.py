@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 from sirepo_jobs.agents.progress import LOOK_SECS, Tail
 from sirepo_jobs.agents.roster import Key
-from sirepo_jobs.agents.run_files import RunFiles
 from sirepo_jobs.agents.words import Watch
 from sirepo_jobs.protocol import Progress, Run
+from sirepo_jobs.run_tree import RunFiles
 
 
 class Attempts:

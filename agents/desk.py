@@ -170,6 +170,7 @@ class Desk:
             inventory=self._roster.inventory(),
             leases=self._spec.slurm is None,
             made_at=process.boot_secs(),
+            marks=self._spec.url.startswith("unix:"),
         )
 
     def _watch(self) -> list[Watch]:

@@ -6,9 +6,9 @@ from typing import Final
 
 from sirepo_jobs import run_path
 from sirepo_jobs.agents.archive import Broken, archive
-from sirepo_jobs.agents.run_files import Refused, RunFiles, etag_of, open_file, walk
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import WINDOW_BYTES, FileOpened, ReadArchive, ReadFile
+from sirepo_jobs.run_tree import Refused, RunFiles, etag_of, open_file, walk
 
 #: So much of an archive may be packed in one turn without a byte to send.
 TURN_PIECES: Final = 4

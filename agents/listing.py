@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from sirepo_jobs import run_path
-from sirepo_jobs.agents.run_files import Refused, RunFiles, etag_of, kind_of, open_directory, walk
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import FileInfo, FileList, ListFiles, OutputEnd
 from sirepo_jobs.run_path import Parts
+from sirepo_jobs.run_tree import Refused, RunFiles, etag_of, kind_of, open_directory, walk
 
 MAX_PAGE: Final = 1000
 #: Of the paths of one page, so that it fits into a message.

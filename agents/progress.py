@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from sirepo_jobs.agents.run_files import Refused, RunFiles
 from sirepo_jobs.agents.words import Watch
 from sirepo_jobs.protocol import Progress
+from sirepo_jobs.run_tree import Refused, RunFiles
 
 NAME: Final = "progress.jsonl"
 #: So often is each file looked at, and so often at most is a job's progress told.

@@ -1,4 +1,7 @@
-"""Reading outputs for the supervisor: bytes at offsets, as many as it gives credit for (C8, C16)."""
+"""Reading outputs for the supervisor: bytes at offsets, as many as it gives credit for (C8, C16).
+
+To somebody on this host who opens the file too, it is told how far the bytes reach, and they need not travel.
+"""
 
 import asyncio
 import os
@@ -8,19 +11,20 @@ from typing import Final
 
 from sirepo_jobs.agents.file_readings import ArchiveReading, Failed, FileReading
 from sirepo_jobs.agents.roster import Key
-from sirepo_jobs.agents.run_files import Refused, RunFiles
 from sirepo_jobs.protocol import (
     CHUNK_BYTES,
     WINDOW_BYTES,
     Exited,
     FileOpened,
     OutputEnd,
+    OutputMark,
     ReadArchive,
     ReadFile,
     ReadOutput,
     ReadRange,
     encode_chunk,
 )
+from sirepo_jobs.run_tree import Refused, RunFiles
 
 #: Followers look for growth so often, all with one timer.
 FOLLOW_SECS: Final = 0.05
@@ -41,6 +45,8 @@ class Reading:
         self.final: int | None = None
         #: Everything there is was sent; look again later.
         self.idle = False
+        #: When the last mark was set, by the loop's clock.
+        self.marked_at = float("-inf")
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -62,7 +68,7 @@ class Readings:
         files: RunFiles,
         is_live: Callable[[Key], bool],
         send: Callable[[bytes], Awaitable[None]],
-        say: Callable[[OutputEnd | FileOpened], None],
+        say: Callable[[OutputEnd | OutputMark | FileOpened], None],
     ) -> None:
         self._files = files
         self._is_live = is_live
@@ -179,14 +185,17 @@ class Readings:
         try:
             if reading.fd < 0:
                 reading.fd = self._files.open(reading.ask.run_dir, reading.ask.stream)
-            size = os.fstat(reading.fd).st_size
+            info = os.fstat(reading.fd)
+            size = info.st_size
             if reading.offset > size:
                 raise Refused(f"offset {reading.offset} lies behind the end at {size}: the file was cut")
-            count = min(CHUNK_BYTES, reading.credit)
+            count = size - reading.offset if reading.ask.marks else min(CHUNK_BYTES, reading.credit)
             if reading.stop_at is not None:
                 count = min(count, reading.stop_at - reading.offset)
             if not live and reading.final is not None:
                 count = min(count, reading.final - reading.offset)
+            if count > 0 and reading.ask.marks:
+                return self._mark(reading, info, count, live)
             data = os.pread(reading.fd, count, reading.offset) if count > 0 else b""
         except FileNotFoundError:
             if live and reading.ask.follow:
@@ -213,6 +222,19 @@ class Readings:
             return None
         self._end(reading)
         return None
+
+    def _mark(self, reading: Reading, info: os.stat_result, count: int, live: bool) -> bytes | None:
+        """Tell of so many bytes more; of a file that grows not more often than followers look."""
+        now = asyncio.get_running_loop().time()
+        if live and now - reading.marked_at < FOLLOW_SECS:
+            reading.idle = True
+            return None
+        reading.marked_at = now
+        reading.offset += count
+        self._say(
+            OutputMark(op_id=reading.ask.op_id, offset=reading.offset, device=info.st_dev, inode=info.st_ino)
+        )
+        return b""
 
     def _end(self, reading: Reading, error: str = "", code: str = "") -> None:
         self.remove(reading.ask.op_id)

@@ -76,6 +76,8 @@ class Agent:
         self.hello_made_at = 0.0
         #: It ends attempts with a lease by itself.
         self.leases = False
+        #: It can tell how far an output reaches, to somebody who opens the file.
+        self.marks = False
         self.health = Health()
         #: Of the launcher that called last.
         self.launcher_pid = 0

@@ -170,6 +170,7 @@ class AgentPool:
         agent.host, agent.version, agent.trouble, agent.failures = hello.host, hello.version, "", 0
         agent.hello_made_at = hello.made_at
         agent.leases, agent.heard_at, agent.renewed_at = hello.leases, _now(), boot_secs()
+        agent.marks = hello.marks
         agent.foreign.clear()
         if hello.pid != agent.launcher_pid:
             # what the one before refused, because it was ending, speaks not against this one

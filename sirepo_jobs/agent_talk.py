@@ -46,6 +46,7 @@ class AgentTalk:
             protocol.Scheduling: self._scheduling,
             protocol.Counters: self._counters,
             protocol.OutputEnd: supervisor.readings.end,
+            protocol.OutputMark: supervisor.readings.mark,
             protocol.FileOpened: supervisor.readings.head,
             protocol.FileList: supervisor.readings.head,
             protocol.Heartbeat: self._heartbeat,

@@ -3,14 +3,17 @@
 Nothing is streamed while nobody listens. A reading knows the offset that comes next; a chunk that does
 not stand there is dropped or asked for again, so after a broken connection it goes on at the right byte.
 At most `protocol.WINDOW_BYTES` are under way: the reader's pace is the agent's pace (C16).
+
+A reader who can open the file itself is given marks instead of bytes: how far they reach. Then the bytes go
+through none of our processes but its own.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 
 from . import protocol
 from .errors import RemoteError, Unavailable
@@ -27,6 +30,20 @@ AGENT_SECS = 60.0
 MAX_UNTAKEN_BYTES = 2 * protocol.WINDOW_BYTES + protocol.CHUNK_BYTES
 
 
+class Output(TypedDict):
+    """Which bytes somebody wants."""
+
+    run_dir: str
+    attempt: int
+    agent: "Agent"
+    stream: str
+    offset: int
+    limit: int | None
+    follow: bool
+    #: The attempt is known to have had a process.
+    begun: NotRequired[bool]
+
+
 class Reading:
     """One stream on its way to one reader."""
 
@@ -39,6 +56,7 @@ class Reading:
         word: str = "read_output",
         offset: int = 0,
         can_resume: bool = True,
+        marks: bool = False,
     ) -> None:
         self.agent = agent
         self.jid = jid
@@ -50,6 +68,10 @@ class Reading:
         #: Whether the agent can go on in the middle.
         self.can_resume = can_resume
         self.chunks: deque[memoryview] = deque()
+        #: Marks are wanted, not chunks.
+        self.marks = marks
+        #: The newest, until somebody takes it.
+        self.mark: protocol.OutputMark | None = None
         #: Bytes that came and that nobody has taken yet.
         self.untaken = 0
         #: What the agent said of it before the bytes, or instead of them.
@@ -73,49 +95,63 @@ class Readings:
         return len(self._readings)
 
     async def read(
-        self,
-        job: "ComputeJob",
-        *,
-        run_dir: str,
-        attempt: int,
-        agent: "Agent",
-        stream: str,
-        offset: int,
-        limit: int | None,
-        follow: bool,
-        begun: bool = True,
+        self, job: "ComputeJob", **output: Unpack[Output]
     ) -> AsyncGenerator[bytes | memoryview, None]:
-        """Chunks of `stream` from `offset` on; ends at the end of the file, or with `follow` of the attempt.
+        """Chunks of an output; ends at the end of the file, or with `follow` of the attempt.
 
         The next chunk is asked for when the reader comes back for it. Of an attempt that is not known to have
-        `begun`, a file that does not exist has no bytes. Raises `Unavailable` when the
-        agent cannot be had or cannot read.
+        `begun`, a file that does not exist has no bytes. Raises `Unavailable` when the agent cannot be had or
+        cannot read.
         """
-        jid, serial = job.record.jid, job.record.serial
+        reading = self._reading(job, output)
+        async with self._opened(reading, output), aclosing(self.flow(reading)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def marks(
+        self, job: "ComputeJob", **output: Unpack[Output]
+    ) -> AsyncGenerator[protocol.OutputMark, None]:
+        """The same for somebody who can open the file, of an agent that gives marks: how far it reaches."""
+        reading = self._reading(job, output, marks=True)
+        async with self._opened(reading, output):
+            while True:
+                if (mark := reading.mark) is not None:
+                    reading.mark = None
+                    yield mark
+                elif reading.ended:
+                    return
+                else:
+                    await self.change(reading)
+
+    def _reading(self, job: "ComputeJob", output: Output, *, marks: bool = False) -> Reading:
+        record, offset, limit = job.record, output["offset"], output["limit"]
 
         def ask(reading: Reading, op_id: int) -> protocol.ReadOutput:
             return protocol.ReadOutput(
-                jid=jid,
-                serial=serial,
-                attempt=attempt,
+                jid=record.jid,
+                serial=record.serial,
+                attempt=output["attempt"],
                 op_id=op_id,
-                run_dir=run_dir,
-                stream=stream,
+                run_dir=output["run_dir"],
+                stream=output["stream"],
                 offset=reading.offset,
                 limit=None if limit is None else limit - (reading.offset - offset),
-                follow=follow,
+                follow=output["follow"],
+                marks=marks,
             )
 
-        reading = Reading(agent, jid, ask, offset=offset)
+        return Reading(output["agent"], record.jid, ask, offset=offset, marks=marks)
+
+    @asynccontextmanager
+    async def _opened(self, reading: Reading, output: Output) -> AsyncGenerator[None, None]:
+        """Ends by raising what the agent said was wrong."""
         try:
             self.open(reading)
-            async with aclosing(self.flow(reading)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            yield
         finally:
             self.close(reading)
-        if reading.error and (begun or reading.code != "not_found"):
-            raise Unavailable(f"the output of {jid} cannot be read: {reading.error}")
+        if reading.error and (output.get("begun", True) or reading.code != "not_found"):
+            raise Unavailable(f"the output of {reading.jid} cannot be read: {reading.error}")
 
     async def flow(self, reading: Reading) -> AsyncGenerator[bytes | memoryview, None]:
         """The chunks of an open reading until it has ended. Raises `Unavailable` when there is no agent."""
@@ -189,6 +225,10 @@ class Readings:
         reading = self._readings.get(op_id)
         if reading is None or reading.agent is not agent or offset != reading.offset:
             return
+        if reading.marks:
+            # an older agent took the place of the one that gives marks; whoever reads asks again
+            self._end(reading, f"agent {agent.name} is too old for this", "old_agent")
+            return
         if reading.untaken + len(data) > MAX_UNTAKEN_BYTES:
             raise RemoteError(
                 f"{reading.untaken + len(data)} bytes of a reading that nobody has taken; the window is"
@@ -198,6 +238,16 @@ class Readings:
         reading.untaken += len(data)
         reading.chunks.append(data)
         reading.news.set()
+
+    def mark(self, agent: "Agent", message: protocol.OutputMark) -> None:
+        """The bytes reach further than before."""
+        reading = self._readings.get(message.op_id)
+        if reading is None or reading.agent is not agent or not reading.marks:
+            return
+        if message.offset > reading.offset:
+            reading.offset = message.offset
+            reading.mark = message
+            reading.news.set()
 
     def end(self, agent: "Agent", message: protocol.OutputEnd) -> None:
         """The agent has sent everything, or cannot. What did not come of it is asked for again (I13)."""

@@ -106,7 +106,7 @@ class ReadOutput(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_o
     """Send bytes of `stdout` or `stderr` from `offset` on, as chunks marked with `op_id`.
 
     With `follow` the reading goes on until the attempt has ended and every byte is sent. It ends with
-    `OutputEnd`.
+    `OutputEnd`. With `marks` no bytes are sent but how far they reach (`OutputMark`).
     """
 
     op_id: int
@@ -116,6 +116,8 @@ class ReadOutput(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_o
     #: Bytes at most; None = all.
     limit: int | None = None
     follow: bool = False
+    #: Whoever reads can open the file itself; only for agents whose `Hello` says so.
+    marks: bool = False
 
 
 class ReadFile(Attempt, frozen=True, kw_only=True, tag_field="op", tag="read_file", omit_defaults=True):
@@ -218,6 +220,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     leases: bool = False
     #: When this was true, in seconds of the host's boot clock: one that was long under way is stale.
     made_at: float = 0.0
+    #: It is on the supervisor's host and can tell how far an output reaches instead of sending it.
+    marks: bool = False
 
 
 class Started(Attempt, frozen=True, kw_only=True, tag_field="op", tag="started"):
@@ -308,6 +312,15 @@ class OutputEnd(Struct, frozen=True, kw_only=True, tag_field="op", tag="output_e
     code: str = ""
 
 
+class OutputMark(Struct, frozen=True, kw_only=True, tag_field="op", tag="output_mark"):
+    """The reading `op_id` may go on to `offset` in the file that is `inode` of `device`."""
+
+    op_id: int
+    offset: int
+    device: int
+    inode: int
+
+
 class FileOpened(Struct, frozen=True, kw_only=True, tag_field="op", tag="file_opened"):
     """What `ReadFile` has opened; it stays open until its reading ends."""
 
@@ -385,6 +398,7 @@ FromAgent = (
     | Scheduling
     | Counters
     | OutputEnd
+    | OutputMark
     | FileOpened
     | FileList
     | Heartbeat

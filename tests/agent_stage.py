@@ -24,6 +24,7 @@ from sirepo_jobs.protocol import (
     Heartbeat,
     Hello,
     OutputEnd,
+    OutputMark,
     Progress,
     ReadOutput,
     Run,
@@ -53,6 +54,7 @@ class Stage:
         self.progress: list[Progress] = []
         self.ends: dict[int, OutputEnd] = {}
         self.chunks: dict[int, bytearray] = {}
+        self.marks: dict[int, list[OutputMark]] = {}
         #: Offsets at which readings begin, where not 0.
         self.bases: dict[int, int] = {}
         self.others: list[Any] = []
@@ -144,6 +146,8 @@ class Stage:
                 self.progress.append(message)
             elif isinstance(message, OutputEnd):
                 self.ends[message.op_id] = message
+            elif isinstance(message, OutputMark):
+                self.marks.setdefault(message.op_id, []).append(message)
             else:
                 self.others.append(message)
                 if isinstance(message, Heartbeat) and message.n and self.hearing:

@@ -18,6 +18,8 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_unix_socket
 from tornado.web import Application, Finish, RequestHandler
 
+from sirepo_jobs.run_tree import ON_DISK, OPENS_FILES, OnDisk
+
 SECRET = "s" * 43  # what a supervisor would make at random
 _BLOCK = bytes(range(256)) * 256
 
@@ -37,6 +39,8 @@ class FakeSupervisor:
         self.root = root
         self.jobs: dict[str, dict[str, Any]] = {}
         self.logs: dict[tuple[str, str], bytearray] = {}
+        #: Outputs that a front end may read itself, and how far they reach, as decimal lines.
+        self.disk: dict[str, tuple[OnDisk, bytearray]] = {}
         self.keys: dict[str, tuple[bytes, list[str]]] = {}
         self.secret = SECRET
         #: (method, path with query, headers, body) of every request, in order.
@@ -278,7 +282,11 @@ class _Logs(_Stream):
             await self.send(self._big(offset))
             return
         data = self.fake.logs[jid, stream]
-        if follow:
+        if jid in self.fake.disk and OPENS_FILES in self.request.headers:
+            place, marks = self.fake.disk[jid]
+            self.set_header(ON_DISK, place._replace(offset=offset).to_header())
+            await self.send(self._follow(job, marks, 0))
+        elif follow:
             await self.send(self._follow(job, data, offset))
         else:
             limit = int(self.get_argument("limit", str(1 << 50)))

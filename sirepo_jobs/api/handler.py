@@ -202,7 +202,9 @@ class Handler(RequestHandler):
         """A yes/no of the query."""
         return self.get_query_argument(name, "").lower() in ("1", "true", "yes")
 
-    async def send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
+    async def send(
+        self, chunks: AsyncGenerator[bytes, None] | AsyncGenerator[bytes | memoryview, None]
+    ) -> None:
         """Stream chunks at the reader's pace; a reader that leaves ends the stream, and nothing else.
 
         Only a stream that came to its end is ended properly: after an error, or when we stop, the
@@ -226,7 +228,9 @@ class Handler(RequestHandler):
             _log.warning("stream cut", path=self.request.path, why=str(error))
             self.detach().close()
 
-    async def _send(self, chunks: AsyncGenerator[bytes | memoryview, None]) -> None:
+    async def _send(
+        self, chunks: AsyncGenerator[bytes, None] | AsyncGenerator[bytes | memoryview, None]
+    ) -> None:
         async with contextlib.aclosing(chunks):
             try:
                 async for chunk in chunks:

@@ -5,8 +5,12 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Literal
 
+from sirepo_jobs import run_tree
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.job import FINAL
+from sirepo_jobs.output import Output
+from sirepo_jobs.protocol import OutputMark
+from sirepo_jobs.run_tree import OnDisk
 from sirepo_jobs.views import event_view
 
 from .handler import Handler, encode
@@ -38,19 +42,33 @@ class Logs(Handler):
             if where is None:
                 self.finish()
                 return
-            await self.send(
-                self.supervisor.readings.read(
-                    job,
-                    run_dir=where.path,
-                    attempt=attempt,
-                    agent=where.agent,
-                    stream=stream,
-                    offset=offset,
-                    limit=limit,
-                    follow=follow and attempt == job.record.attempt,
-                    begun=where.begun,
-                )
+            output = Output(
+                run_dir=where.path,
+                attempt=attempt,
+                agent=where.agent,
+                stream=stream,
+                offset=offset,
+                limit=limit,
+                follow=follow and attempt == job.record.attempt,
+                begun=where.begun,
             )
+            if where.agent.marks and run_tree.OPENS_FILES in self.request.headers:
+                run_root = self.supervisor.agents.run_root(job.record.user, where.agent.name)
+                place = OnDisk(run_root, where.path, stream, offset)
+                await self.send(self._lines(self.supervisor.readings.marks(job, **output), place))
+            else:
+                await self.send(self.supervisor.readings.read(job, **output))
+
+    async def _lines(
+        self, marks: AsyncGenerator[OutputMark, None], place: OnDisk
+    ) -> AsyncGenerator[bytes, None]:
+        """One for each mark; the header before them says of which file, and of no other, they are."""
+        async with contextlib.aclosing(marks) as flow:
+            async for mark in flow:
+                if not self._headers_written:
+                    found = place._replace(device=mark.device, inode=mark.inode)
+                    self.set_header(run_tree.ON_DISK, found.to_header())
+                yield b"%d\n" % mark.offset
 
 
 class Events(Handler):

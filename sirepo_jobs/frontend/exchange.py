@@ -16,12 +16,14 @@ import msgspec
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 
-from sirepo_jobs.errors import BadInput, Error, TooLarge, Unauthorized, Unavailable
+from sirepo_jobs.errors import BadInput, Error, RemoteError, TooLarge, Unauthorized, Unavailable
 from sirepo_jobs.resources import parse_secs
+from sirepo_jobs.run_tree import ON_DISK, OPENS_FILES, OnDisk, Refused
 from sirepo_jobs.spec import JobSpec, parse_submission
 
 from . import limits, openapi, query
 from .auth import Principal, Scope
+from .file_pass import FilePass
 from .reply import Reply, passed_on
 from .routes import Kind, Route, plain
 from .upstream import Asking, Cut
@@ -82,6 +84,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         #: To be written down when it ends: it would change something, and was heard, or refused.
         self._to_note = False
         self._asking: Asking | None = None
+        #: The body comes from the disk, and not from the supervisor.
+        self._pass: FilePass | None = None
+        #: An output may be told of instead of sent.
+        self._opens_files = True
         self._task: asyncio.Task[None] | None = None
 
     # --- the request comes in --------------------------------------------------------------------
@@ -252,11 +258,22 @@ class Exchange(httputil.HTTPMessageDelegate):
                 if not re.fullmatch(r"[0-9]{1,18}", seen):
                     raise BadInput("Last-Event-ID is the `id` of an event", code="bad_header")
                 headers["Last-Event-ID"] = seen
-        if self._reply.over:
-            raise Cut  # the client left while its specs were read
-        self._asking = self._frontend.upstream.ask(self)
+            headers[OPENS_FILES] = "1"
         target = self._path + query.encode(self._query)
-        await self._asking.run(self._line.method, target, headers, body, answer_secs)
+        while True:
+            if self._reply.over:
+                raise Cut  # the client left while its specs were read
+            self._asking = self._frontend.upstream.ask(self)
+            try:
+                await self._asking.run(self._line.method, target, headers, body, answer_secs)
+            except Cut:
+                if self._opens_files or OPENS_FILES not in headers:
+                    raise
+            if self._pass is not None:
+                await self._pass.settled.wait()
+            if self._opens_files or headers.pop(OPENS_FILES, None) is None:
+                return
+            self._pass = None
 
     def _idempotency_key(self) -> dict[str, str]:
         key = self._headers.get("Idempotency-Key")
@@ -294,15 +311,56 @@ class Exchange(httputil.HTTPMessageDelegate):
             if "Location" in passed:
                 self._location = passed["Location"]
                 passed["Location"] = self._frontend.public.outside(self._location)
-            self._reply.begin(status, passed, headers.get("content-length", ""))
+            if self._route.kind is Kind.STREAM and (place := headers.get(ON_DISK.lower())):
+                self._read_disk(place, status, passed)
+            else:
+                self._reply.begin(status, passed, headers.get("content-length", ""))
+
+    def _read_disk(self, place: str, status: int, headers: dict[str, str]) -> None:
+        """The supervisor will only say how far an output reaches."""
+        try:
+            self._pass = FilePass(
+                OnDisk.from_header(place),
+                begin=lambda: self._reply.begin(status, headers, ""),
+                data=self._reply.data,
+                over=self._disk_over,
+                direct=self._reply.plain_stream if self._line.version == "HTTP/1.1" else None,
+            )
+        except Refused as exc:
+            self._disk_over(exc)
 
     def data(self, chunk: bytes) -> "asyncio.Future[None] | None":
         """A piece of the body; the future is done when the client's connection has taken it."""
-        return self._reply.data(chunk)
+        if self._pass is None:
+            return self._reply.data(chunk)
+        try:
+            self._pass.feed(chunk)
+        except RemoteError as exc:
+            self._disk_over(exc)
+        return None
 
     def end(self) -> None:
         """The answer is complete."""
-        self._reply.end()
+        if self._pass is None:
+            self._reply.end()
+        else:
+            self._pass.end()
+
+    def _disk_over(self, error: Exception | None) -> None:
+        """What the disk has to say was said, or cannot be; then the bytes may come the other way."""
+        if error is None:
+            self._reply.end()
+            return
+        if not isinstance(error, ConnectionError):
+            words = {"request_id": self._id, "path": self._path, "why": str(error)}
+            log.warning("an output cannot be read here", extra=words)
+        if self._pass is not None:
+            self._pass.close()
+        if self._asking is not None and not self._reply.began:
+            self._opens_files = False
+            self._asking.abort()
+        else:
+            self._reply.break_off()
 
     # --- how it ends -----------------------------------------------------------------------------
 
@@ -374,6 +432,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             )
 
     def _leave(self) -> None:
+        if self._pass is not None:
+            self._pass.close()
         if self._refusal is not None:
             self._note(self._refusal.http_status, code=self._refusal.code)
         self._note(0)

@@ -14,6 +14,7 @@ from email.utils import formatdate
 
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream
 
 from sirepo_jobs.errors import Error, Unauthorized, Unavailable
 
@@ -162,6 +163,11 @@ class Reply:
         """Nothing more will be said; safe to repeat."""
         self.over = True
         self._on_over()
+
+    @property
+    def plain_stream(self) -> IOStream | None:
+        """The connection, where what is written to its socket comes to the client as it is."""
+        return None if self._tls or self.headers_only else self._connection.stream
 
     def is_deserted(self, *, lasting: bool) -> bool:
         """The client has closed its connection, whether we were told or not, or (where the answer is a

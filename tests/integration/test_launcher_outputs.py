@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sirepo_jobs.protocol import WINDOW_BYTES, Credit, OutputEnd, StopReading, decode_chunk
+from sirepo_jobs.protocol import WINDOW_BYTES, Credit, OutputEnd, OutputMark, StopReading, decode_chunk
 from tests.agent_stage import Scene, open_files, scene
 
 PYTHON = os.path.realpath("/proc/self/exe")
@@ -43,6 +43,29 @@ async def test_any_part_of_an_output(tmp_path: Path) -> None:
         assert (data, end.error) == (b"3456789", "")
         data, end = await read(s, "j", limit=0)
         assert (data, end.error) == (b"", "")
+
+
+async def test_marks_instead_of_bytes(tmp_path: Path) -> None:
+    """Whoever can open the file is told how far it reaches, and which file it is."""
+    async with scene(tmp_path) as s:
+        go = tmp_path / "go"
+        os.mkfifo(go)
+        await s.stage.send([s.stage.shell("j", f"printf 0123456789; read x < {go}; printf more")])
+        ask = s.stage.read("j", follow=True, marks=True)
+        await s.stage.send([ask])
+        await s.stage.until(lambda: s.stage.marks.get(ask.op_id))
+        info = (s.run_dir("j") / "stdout").stat()
+        first = OutputMark(op_id=ask.op_id, offset=10, device=info.st_dev, inode=info.st_ino)
+        assert s.stage.marks[ask.op_id] == [first]
+        go.write_text("\n")
+        await s.stage.ended("j")
+        await s.stage.until(lambda: s.stage.ends.get(ask.op_id))
+        assert [mark.offset for mark in s.stage.marks[ask.op_id]] == [10, 14]
+        assert (s.stage.ends[ask.op_id].offset, s.stage.chunks.get(ask.op_id)) == (14, None)
+        part = s.stage.read("j", offset=3, limit=4, marks=True)
+        await s.stage.send([part])
+        await s.stage.until(lambda: s.stage.ends.get(part.op_id))
+        assert [mark.offset for mark in s.stage.marks[part.op_id]] == [7]
 
 
 async def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class _Silence:
 
 
 class _RunFiles:
-    """`agents.run_files.RunFiles`, whose security is tested elsewhere."""
+    """`run_tree.RunFiles`, whose security is tested elsewhere."""
 
     def __init__(self, run_root: str) -> None:
         self._root = run_root

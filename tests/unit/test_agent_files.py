@@ -9,11 +9,11 @@ import pytest
 from sirepo_jobs.agents import exit_file, process
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.progress import MAX_LINE_BYTES, Tail, newest
-from sirepo_jobs.agents.run_files import Refused, RunFiles
 from sirepo_jobs.agents.slate import Line, Slate
 from sirepo_jobs.agents.words import Over, Spawn, Watch
 from sirepo_jobs.job import Usage
 from sirepo_jobs.reasons import Reason
+from sirepo_jobs.run_tree import Refused, RunFiles
 
 
 @pytest.mark.parametrize(

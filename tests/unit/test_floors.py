@@ -60,7 +60,19 @@ FLOORS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(
-        ["store", "drivers", "agents", "rootdir", "logs", "log_sink", "tls", "bundler", "steady_socket"], 3
+        [
+            "store",
+            "drivers",
+            "agents",
+            "rootdir",
+            "run_tree",
+            "logs",
+            "log_sink",
+            "tls",
+            "bundler",
+            "steady_socket",
+        ],
+        3,
     ),
     # 4: doors
     **dict.fromkeys(["frontend", "agent_door", "agent_socket", "api", "views", "client"], 4),
@@ -111,6 +123,7 @@ AGENTS_MAY_IMPORT = {
     "job",
     "protocol",
     "run_path",
+    "run_tree",
     "failpoints",
     "garbage",
     "driver",

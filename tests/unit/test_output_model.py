@@ -19,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sirepo_jobs import output, protocol
 from sirepo_jobs.agents import readings as agent_readings
-from sirepo_jobs.agents.run_files import RunFiles
 from sirepo_jobs.op import Awaited, Need, OpLoop
 from sirepo_jobs.protocol import decode_chunk
 from sirepo_jobs.reasons import Reason
+from sirepo_jobs.run_tree import RunFiles
 
 JID = "j"
 RUN_DIR = "j/1"

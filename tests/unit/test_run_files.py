@@ -15,13 +15,13 @@ from sirepo_jobs import byte_range, run_path
 from sirepo_jobs.agents import archive as archive_module
 from sirepo_jobs.agents import listing
 from sirepo_jobs.agents.archive import archive
-from sirepo_jobs.agents.run_files import Refused, RunFiles, check_regular, etag_of, open_file, walk
 from sirepo_jobs.api import files as api_files
 from sirepo_jobs.api.files import content_type, disposition
 from sirepo_jobs.byte_range import ByteRange, NoSuchRange
 from sirepo_jobs.client import files as client_files
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.protocol import FileList, ListFiles, OutputEnd
+from sirepo_jobs.run_tree import Refused, RunFiles, check_regular, etag_of, open_file, walk
 
 NAMES = st.binary(min_size=1, max_size=30).filter(
     lambda name: name not in (b".", b"..") and not set(name) & set(b"\0/\\")

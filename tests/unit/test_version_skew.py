@@ -55,4 +55,4 @@ def test_what_an_older_one_is_told_without_leases_is_what_it_was_always_told(kin
             if said["op"] == kind:
                 (message,) = decode(frame).msgs
                 extra = json.loads(msgspec.json.encode(message)).keys() - said.keys()
-                assert extra <= {"leases", "made_at"}, extra
+                assert extra <= {"leases", "made_at", "marks"}, extra

@@ -1,4 +1,7 @@
-"""Files of a run dir, opened so that nothing a job does to names leads out of it (S30)."""
+"""Files of a run dir, opened so that nothing a job does to names leads out of it (S30).
+
+Agents open them so, and the front end does where it is told of one on its own host (`OnDisk`).
+"""
 
 import errno
 import hashlib
@@ -6,7 +9,10 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
+
+import msgspec
 
 #: A handle on whatever has the name, a link or a FIFO too: nothing is opened by it, nothing waits.
 _HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,6 +38,49 @@ class Refused(Exception):
         self.code = code
 
 
+#: Whoever asks for an output can open it; what is answered then is lines with numbers: how far it reaches ...
+OPENS_FILES: Final = "X-Opens-Files"
+#: ... in this file.
+ON_DISK: Final = "X-On-Disk"
+
+
+class OnDisk(NamedTuple):
+    """An output that another process of the agent's host may open, and where to begin in it."""
+
+    run_root: str
+    run_dir: str
+    name: str
+    offset: int
+    #: Whatever else has that name is another file.
+    device: int = 0
+    inode: int = 0
+
+    def to_header(self) -> str:
+        """As the value of a header."""
+        return quote(msgspec.json.encode(self))
+
+    @classmethod
+    def from_header(cls, value: str) -> "OnDisk":
+        """Raises `Refused` for what `to_header` never makes."""
+        try:
+            return msgspec.json.decode(unquote(value), type=cls)
+        except (msgspec.DecodeError, UnicodeError) as exc:
+            raise Refused(f"{value[:200]!r} names no file: {exc}") from None
+
+    def open(self) -> int:
+        """A descriptor for reading. Raises `OSError` or `Refused`, also when it is another file."""
+        files = RunFiles(self.run_root)
+        try:
+            fd = files.open(self.run_dir, self.name)
+        finally:
+            files.close()
+        info = os.fstat(fd)
+        if (info.st_dev, info.st_ino) != (self.device, self.inode):
+            os.close(fd)
+            raise Refused(f"{self.name} is not the file that the agent has open")
+        return fd
+
+
 class RunFiles:
     """Everything below one run root."""
 
@@ -52,6 +101,12 @@ class RunFiles:
             return open_file(top, os.fsencode(name), owner=os.fstat(top).st_uid)
         finally:
             os.close(top)
+
+    def close(self) -> None:
+        """Let go of the root; safe to repeat."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
 
     def run_dir(self, run_dir: str) -> int:
         """A handle on a run dir. Raises as `open` does."""
