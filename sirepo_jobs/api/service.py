@@ -50,9 +50,10 @@ class Agents(Handler):
     """`/agents`."""
 
     async def get(self) -> None:
-        """The agents that the caller may know of."""
+        """The agents that the caller may know of, and whether these are all."""
         agents = sorted(self.supervisor.agents, key=lambda agent: agent.name)
-        self.answer({"agents": [agent_view(agent) for agent in agents if self.may_know(agent)]})
+        known = [agent_view(agent) for agent in agents if self.may_know(agent)]
+        self.answer({"agents": known, "everybodys": self.is_admin})
 
 
 class AgentVerb(Handler):

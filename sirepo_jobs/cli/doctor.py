@@ -180,15 +180,21 @@ def _drivers(here: Surroundings) -> Iterator[Finding]:
     except Error as exc:
         yield Finding("drivers", False, str(exc), "mend the setting that it names")
         return
-    try:
-        agents = here.client(patience_secs=0).transport.call("GET", "/api/v1/agents")["agents"]
-        known = {str(agent.get("agent")) for agent in agents}
-    except Error:
-        known = None
+    known = _known_agents(here)
     for driver in drivers.values():
         if isinstance(driver, Examines):
             for found in asyncio.run(driver.examine(known)):
                 yield Finding(*found)
+
+
+def _known_agents(here: Surroundings) -> set[str] | None:
+    """All agents of the service; None where we are not told of everybody's: nobody is to look left over."""
+    transport = here.client(patience_secs=0).transport
+    try:
+        answer = transport.call("GET", "/api/v1/agents")
+    except Error:
+        return None
+    return {str(agent.get("agent")) for agent in answer["agents"]} if answer.get("everybodys") else None
 
 
 _HINTS: dict[Callable[[Surroundings], Finding], str] = {

@@ -254,6 +254,8 @@ class AgentList(Struct, frozen=True):
     """Agents that the caller may know of."""
 
     agents: list[Agent]
+    #: Whether these are all that there are: only administrators see everybody's.
+    everybodys: bool = False
 
 
 class ClusterList(Struct, frozen=True):

@@ -149,7 +149,7 @@ async def test_a_job_on_an_engine_far_away(tmp_path: Path, engine: TestEngine) -
         engine.docker("network", "rm", "far")
 
 
-def doctor(path: Path, policy: Path) -> dict[str, dict[str, object]]:
+def doctor(path: Path, policy: Path, **environ: str) -> dict[str, dict[str, object]]:
     """What `sirepo-jobs doctor` finds, by its checks."""
     env = {
         **os.environ,
@@ -157,6 +157,7 @@ def doctor(path: Path, policy: Path) -> dict[str, dict[str, object]]:
         "SIREPO_JOBS_DOCKER_FILE": str(policy),
         "SIREPO_JOBS_BUNDLE_DIR": str(OUT),
         "SIREPO_JOBS_ROOT": str(path / "root"),
+        **environ,
     }
     program = [sys.executable, "-m", "sirepo_jobs.cli", "doctor", "-o", "json"]
     done = subprocess.run(program, env=env, capture_output=True, check=False)
@@ -200,6 +201,15 @@ async def test_doctor_looks_at_engines(tmp_path: Path, engine: TestEngine) -> No
             assert not found["engine away"]["ok"]
             assert "systemctl start docker" in str(found["engine away"]["hint"])
             engine.docker("rm", stranger, left)
+            # Who is shown his own agents only takes nobody else's container for left over.
+            token = tmp_path / "bobs"
+            token.touch(0o600)
+            token.write_text(
+                client.transport.call("POST", "/api/v1/tokens", body=b'{"user": "bob"}')["token"]
+            )
+            found = doctor(tmp_path, policy, SIREPO_JOBS_TOKEN_FILE=str(token))
+            assert found["agents"]["detail"] == "none needed yet"
+            assert found["engine here leftovers"]["ok"], found
 
         await asyncio.to_thread(work)
     assert engine.containers() == []

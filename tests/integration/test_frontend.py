@@ -148,6 +148,7 @@ async def test_without_a_token_nobody_learns_what_there_is(house: Stage) -> None
         (b"", "bad_json", "", "not JSON"),
         (b"[" * 100_000, "bad_json", "", "not JSON"),
         (b'{"command":["a"],"env":' + b'{"a":' * 40 + b"1" + b"}" * 41, "bad_input", "/env", ""),
+        (b'{"command":["a"],"after":[{"jid":"x"}]}', "not_supported", "/after", "dependencies is not served"),
         (b'{"command":["\xff"]}', "bad_json", "", "not JSON"),
         (b'{"command":["a"],"priority":NaN}', "bad_json", "", "not JSON"),
     ],

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 from sirepo_jobs import protocol as p
 from sirepo_jobs import rootdir
+from sirepo_jobs.driver import Environment
 from sirepo_jobs.job import State
 from tests.agent_stage import scene
 from tests.scripted import ScriptedDriver
@@ -248,3 +249,21 @@ async def test_a_supervisor_that_speaks_nonsense_costs_no_job(tmp_path: Path) ->
         with (s.run_dir("j") / "go").open("w"):
             pass
         assert (await s.stage.ended("j")).exit_code == 5
+
+
+async def test_nothing_that_agents_send_is_unpacked(tmp_path: Path) -> None:
+    """F069: compression is offered and not taken; who compresses all the same is hung up on."""
+    async with service_of(tmp_path, driver=ScriptedDriver("silent")) as service:
+        service.house.supervisor.agents.at(Environment(driver="local", user="ann"))
+        token = service.house.supervisor.agents._token("local-ann")
+        path = str(service.root / rootdir.SOCKET)
+        headers = {"Authorization": f"Bearer {token}", "X-Agent": "local-ann"}
+        async with unix_connect(path, "ws://localhost/agent", additional_headers=headers) as connection:
+            assert connection.request is not None
+            assert "permessage-deflate" in connection.request.headers["Sec-WebSocket-Extensions"]
+            assert connection.response is not None
+            assert "Sec-WebSocket-Extensions" not in connection.response.headers
+            # One frame with the bit of compression, masked with zeros: a bomb would begin so.
+            connection.transport.write(b"\xc1\x84" + bytes(4) + b"bomb")
+            with pytest.raises(ConnectionClosed):
+                await connection.recv()

@@ -402,3 +402,35 @@ async def test_a_fork_bomb_is_ended_as_a_whole_and_its_neighbors_do_not_notice(
         assert (exited.reason, exited.stopped) == (Reason.PROCESS_LIMIT, True)
         assert f"its limit is {limit}" in exited.message
         assert not carrying("SIREPO_JOBS_JID=bomb")
+
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+async def test_when_memory_runs_out_the_job_goes_and_its_agent_stays(tmp_path: Path) -> None:
+    """F031: launcher, agent and job share one memory, and it is used up."""
+    if not os.access(MEMORY / "tasks", os.W_OK):
+        pytest.skip("no memory cgroup (version 1) can be made here")
+    async with scene(tmp_path) as s:
+        ours = {s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")}
+        place = MEMORY / f"test-{os.getpid()}"
+        place.mkdir()
+        try:
+            (place / "memory.limit_in_bytes").write_text(str(200 << 20))
+            for pid in ours:
+                (place / "cgroup.procs").write_text(str(pid))
+            await s.stage.send([s.stage.shell("score", "cat /proc/self/oom_score_adj")])
+            await s.stage.ended("score")
+            with open(f"/proc/{s.launcher}/oom_score_adj") as file:  # noqa: ASYNC230, PTH123
+                launchers = int(file.read())
+            assert int(s.stdout("score")) >= launchers + 200
+            await s.stage.send([s.stage.run("hog", [PYTHON, "-c", "x = bytearray(1 << 30)"])])
+            exited = await s.stage.ended("hog")
+            assert (exited.signal, exited.stopped) == (signal.SIGKILL, False)
+            await s.stage.send([s.stage.run("next", ["true"])])
+            assert (await s.stage.ended("next")).exit_code == 0
+            assert {s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")} == ours
+        finally:
+            for pid in (place / "cgroup.procs").read_text().split():
+                (MEMORY / "cgroup.procs").write_text(pid)
+            place.rmdir()

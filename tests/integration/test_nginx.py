@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,61 @@ def test_what_it_must_not_let_through(site: Site) -> None:
     large = {"jobs": [{"command": ["/bin/true"], "env": {"A": "x" * 100_000}}] * 200}  # 20 MB
     refused = site.ask("POST", JOBS, large)
     assert (refused.status, refused.json()["code"]) == (413, "body_too_large")
+
+
+IDLE_SECS = 1
+AGENTS_PROXY = """
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+worker_processes 1;
+{user}
+events {{ worker_connections 64; }}
+http {{
+    access_log {folder}/access.log;
+    server {{
+        listen unix:{folder}/agents;
+        location / {{
+            proxy_pass http://unix:{socket};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            proxy_read_timeout {idle}s;
+            proxy_send_timeout {idle}s;
+        }}
+    }}
+}}
+"""
+
+
+@pytest.mark.parametrize(("heartbeat_secs", "is_kept"), [(0.25, True), (60, False)])
+def test_an_agent_behind_a_proxy_that_closes_what_is_idle(
+    site: Site, tmp_path: Path, heartbeat_secs: float, is_kept: bool
+) -> None:
+    """F070: heartbeats keep the line; where they are too rare it is cut again and again; no job notices."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert nginx is not None, "the site has one"
+    system = System(
+        tmp_path / "root",
+        SIREPO_JOBS_AGENT_SOCKET=str(tmp_path / "agents"),
+        SIREPO_JOBS_HEARTBEAT_SECS=str(heartbeat_secs),
+    )
+    config = AGENTS_PROXY.format(
+        folder=tmp_path,
+        socket=system.root / "supervisor.sock",
+        idle=IDLE_SECS,
+        user="" if os.geteuid() else "user root;",
+    )
+    (tmp_path / "nginx.conf").write_text(config)
+    proxy = subprocess.Popen([nginx, "-c", str(tmp_path / "nginx.conf"), "-g", "daemon off;"])
+    try:
+        eventually((tmp_path / "agents").exists)
+        system.up()
+        client = system.client()
+        job = client.wait(client.submit({"command": ["sleep", str(3 * IDLE_SECS)]}).jid, timeout=60)
+        assert (job.state, job.exit_code, job.attempt) == ("completed", 0, 1)
+    finally:
+        system.down("--stop-agents")
+        proxy.terminate()
+        proxy.wait()
+    lines = [line for line in (tmp_path / "access.log").read_text().splitlines() if '" 101 ' in line]
+    assert (len(lines) == 1) == is_kept, lines

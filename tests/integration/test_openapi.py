@@ -152,7 +152,8 @@ async def test_from_answer_to_answer_nothing_breaks_the_contract(service: Servic
     assert report.pop("failures") == []
     linked, asked = report.pop("linked"), sum(report.values())
     assert asked >= WALKS * 2
-    assert linked >= WALKS // 4  # it did follow links, and to things that are there
+    # It did follow links, and to things that are there; how often changes with every field of the API.
+    assert linked >= WALKS // 8
     assert report.get(200, 0) > 0
 
 
