@@ -100,7 +100,21 @@ class Desk:
 
     def recovery(self) -> Recovery:
         """What is to be found out about the attempts of earlier launchers."""
-        return Recovery(self._spec.run_root, dict(self._intents), self._old_helpers, rebooted=self.rebooted)
+        return self._recovery(dict(self._intents))
+
+    def _recovery(self, intents: dict[int, Intent]) -> Recovery:
+        return Recovery(
+            self._spec.run_root, intents, self._old_helpers, self._condemn, rebooted=self.rebooted
+        )
+
+    def _condemn(self, tickets: set[int]) -> bool:
+        """Bring to disk that we are about to kill these; False when it is full."""
+        for ticket in sorted(tickets):
+            intent = self._intents[ticket]
+            if not intent.condemned:
+                self._intents[ticket] = intent = msgspec.structs.replace(intent, condemned=True)
+                self._journal.intend(intent)
+        return self._journal.sync()
 
     @property
     def live(self) -> int:

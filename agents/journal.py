@@ -50,6 +50,8 @@ class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int = 0
     start: int = 0
     started_at: int = 0
+    #: A later launcher was about to kill it: its signal 9 may be ours.
+    condemned: bool = False
 
 
 class Helper(Struct, frozen=True, kw_only=True):

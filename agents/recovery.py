@@ -1,13 +1,14 @@
 """What became of attempts that an earlier launcher began: found out from evidence, never guessed (C4, I10).
 
 In this order: an exit record in the run dir stands; after a reboot nothing can live; what still lives is
-killed, because nobody can take its true wait status any more; and once its old spawners are gone too, so
+killed, because nobody can take its true wait status any more, and the journal says so before; and once its old spawners are gone too, so
 that nothing can begin behind our back, the rest is declared lost, or never begun if no run dir was made.
 """
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -25,13 +26,22 @@ class Recovery:
     """Attempts of an earlier launcher, by ticket, until each is resolved."""
 
     def __init__(
-        self, run_root: str, intents: dict[int, Intent], helpers: list[Helper], *, rebooted: bool
+        self,
+        run_root: str,
+        intents: dict[int, Intent],
+        helpers: list[Helper],
+        condemn: Callable[[set[int]], bool],
+        *,
+        rebooted: bool,
     ) -> None:
         self._root = run_root
+        #: Write down, for good, that these tickets are about to be killed by us; False when it cannot be.
+        self._condemn = condemn
         self._open = dict(intents)
         self._helpers = [] if rebooted else helpers
         self._rebooted = rebooted
-        self._killed: set[int] = set()
+        #: Those that an earlier launcher may have killed too: a second one shall know whose signal it was.
+        self._condemned = {ticket for ticket, intent in intents.items() if intent.condemned}
         self._begun = time.monotonic()
         self._steps = 0
         #: When, by the monotonic clock, the next `step` is due; None when everything is resolved.
@@ -53,7 +63,7 @@ class Recovery:
 
     def _exit_record(self, ticket: int, intent: Intent) -> Over | None:
         found = exit_file.read(f"{self._root}/{intent.run_dir}", intent.jid, intent.attempt)
-        if found is None or (ticket in self._killed and found.signal == signal.SIGKILL):
+        if found is None or (ticket in self._condemned and found.signal == signal.SIGKILL):
             return None
         return exit_file.as_over(found, ticket)
 
@@ -66,11 +76,14 @@ class Recovery:
         for ticket, intent in self._open.items():
             if intent.pid and process.alive(intent.pid, intent.start):
                 prey[intent.pid] = ticket
-        for pid, ticket in prey.items():
-            stat = process.stat_of(pid)
-            if stat is not None:
+        # POSIT: written down before the act, so that whoever finds "signal 9" in an exit record knows
+        # whose it was; else nothing is killed, and it is tried again.
+        if prey and self._condemn(set(prey.values())):
+            self._condemned.update(prey.values())
+            stats = {pid: stat for pid in prey if (stat := process.stat_of(pid)) is not None}
+            # The oldest first: a shell shall not end by itself because of what became of its child.
+            for pid, stat in sorted(stats.items(), key=lambda item: (item[1].start, item[0])):
                 kill(pid, stat.start)
-                self._killed.add(ticket)
         return bool(prey)
 
     def _old_spawners(self) -> bool:

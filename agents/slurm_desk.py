@@ -55,7 +55,7 @@ class SlurmDesk(Desk):
 
     def recovery(self) -> Recovery:
         """Nothing of earlier launchers is killed, and nothing is declared lost: the broker finds out."""
-        return Recovery(self._spec.run_root, {}, self._old_helpers, rebooted=self.rebooted)
+        return self._recovery({})
 
     def adopt(self, place: Place) -> None:
         """The broker is dead; the next one goes on from its files."""

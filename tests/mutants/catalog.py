@@ -177,8 +177,8 @@ MUTANTS: Final = (
     Mutant(
         "the process is asked for before the intent",
         "agents/desk.py",
-        "        self._journal.intend(intent)\n",
-        "",
+        "        self._journal.intend(intent)\n        spawn = ",
+        "        spawn = ",
     ),
     Mutant(
         "acknowledged records are said again after a crash",
@@ -211,6 +211,13 @@ MUTANTS: Final = (
         "agents/recovery.py",
         '            proof="boot_changed" if self._rebooted else "launcher_lost",',
         '            exit_code=0,\n            proof="wait_status",',
+    ),
+    Mutant(
+        "a second recovery does not know whom the first has killed",
+        "agents/recovery.py",
+        "{ticket for ticket, intent in intents.items() if intent.condemned}",
+        "set[int]()",
+        "tests/unit/test_agent_launcher.py",
     ),
     Mutant(
         "what was killed is called by its exit record",

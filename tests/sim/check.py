@@ -9,6 +9,7 @@ from typing import Any
 
 from sirepo_jobs import events as job_events
 from sirepo_jobs.job import FINAL, State
+from sirepo_jobs.reasons import Reason
 from sirepo_jobs.transitions import NEXT
 from tests.sim.program import expected
 from tests.sim.scenario import Scenario
@@ -249,8 +250,9 @@ class Checker:
             self.bad("I10", f"{at}: {row.jid} is called completed with {code} {number}")
         if row.stdout_bytes != written and "host_full" not in self.faults and "host_power" not in self.faults:
             self.bad("I16", f"{at}: {row.jid} wrote {written} bytes, recorded are {row.stdout_bytes}")
-        # (a launcher that dies twice in one recovery does not know any more whom it has killed)
-        by_us = hit and number in (9, 15) and not (number == 9 and row.proof == "exit_record")
+        by_us = hit and number in (9, 15)
+        if by_us and row.reason is Reason.SIGNALED:
+            self.bad("I10", f"{at}: {row.jid} was ended by our signal {number}, which is shown as its own")
         if (row.jid, row.attempt) in self.stopped and by_us and row.state is not State.CANCELED:
             self.bad("I18", f"{at}: {row.jid} was ended by our signal after its cancel and is {row.state}")
         if row.state is State.CANCELED and not hit:

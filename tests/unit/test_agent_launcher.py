@@ -2,15 +2,18 @@
 
 import os
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from sirepo_jobs.agents import process
-from sirepo_jobs.agents.crew import LAST_SECS, BackOff, Crew, Place
+from sirepo_jobs.agents.crew import LAST_SECS, BackOff, Crew, Place, start_of
 from sirepo_jobs.agents.journal import Intent, Journal
 from sirepo_jobs.agents.launcher import Launcher
 from sirepo_jobs.agents.words import Go, Kill, Pause, Spawn
@@ -83,6 +86,44 @@ def test_settling_tells_what_is_certain(tmp_path: Path) -> None:
     assert (found["begun"].exit_code, found["begun"].proof) == (None, "launcher_lost")
     assert (found["never"].began, found["never"].proof) == (False, "never_claimed")
     assert found["never"].reason is Reason.START_FAILED
+
+
+def test_a_launcher_killed_while_it_recovers_leaves_word_of_whom_it_killed(tmp_path: Path) -> None:
+    """Its successor found signal 9 in the exit record and called it the job's own (found by `bin/sim`)."""
+    home = tmp_path / "home"
+    run_dir = home / "run" / "j"
+    run_dir.mkdir(parents=True)
+    mark = process.MARK_BASE + 77
+    env = os.environ | {process.MARK_ENV: str(mark)}
+    with (
+        subprocess.Popen(["sleep", "600"], env=env) as job,
+        subprocess.Popen(["sleep", "600"]) as old_spawner,
+    ):
+        try:
+            journal = Journal(str(home))
+            journal.replay(process.boot_id())
+            journal.intend(intent("j", mark))
+            journal.helper(old_spawner.pid, start_of(old_spawner.pid))
+            journal.sync()
+            journal.close()
+            with launcher(home) as first, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(first._desk._journal, "sync", lambda: False)
+                assert first._recovery.step() == []
+                assert job.poll() is None, "nobody is killed before that is written down"
+                patch.undo()
+                assert first._recovery.step() == []
+                assert job.wait() == -signal.SIGKILL
+            # what the old spawner writes when it has waited for it, while no launcher is there
+            record = b'{"jid":"j","serial":1,"attempt":1,"ended_at":5,"signal":9}'
+            (run_dir / "exit.json").write_bytes(record)
+        finally:
+            job.kill()
+            old_spawner.kill()
+    with launcher(home) as second:
+        second.settle()
+    found = ends(home)["j"]
+    assert (found.exit_code, found.signal, found.proof) == (None, None, "launcher_lost")
+    assert found.reason is Reason.AGENT_LOST
 
 
 def test_after_a_reboot_everything_is_told_at_once_and_the_journal_is_of_this_boot(tmp_path: Path) -> None:
