@@ -79,6 +79,7 @@ class AgentTalk:
         line.say(protocol.Welcome(acked=0, heartbeat_secs=self.heartbeat_secs))
         held = {(item.jid, item.serial, item.attempt): item for item in hello.inventory}
         standing_by: list[ComputeJob] = []
+        unsent: list[Op] = []
         for job in self._supervisor.jobs.active():
             if job.record.agent == agent.name:
                 record = job.record
@@ -91,6 +92,11 @@ class AgentTalk:
                     self._compare(agent, job, item, fresh)
                     if item is not None and item.state == "standby":
                         standing_by.append(job)
+                    elif item is None and job.op is not None and not job.op.told:
+                        unsent.append(job.op)
+        # Now it is known which others run, perhaps in slots that were booked for these.
+        for op in unsent:
+            self._supervisor.ops.stand_back(op)
         for job in standing_by:
             self._grant_again(job)
         if fresh and (rebooted or not agent.driver.jobs_outlive_agent):

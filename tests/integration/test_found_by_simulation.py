@@ -192,6 +192,33 @@ async def test_after_a_restart_nobody_gets_the_slots_of_one_that_runs(tmp_path: 
         await house.over(early)
 
 
+async def test_after_a_restart_one_that_the_agent_never_got_waits_for_slots(tmp_path: Path) -> None:
+    """I21. Its order went with the connection, and it was sent again to run at once beside the other."""
+    driver = ScriptedDriver(cpus=1)
+    async with house_of(tmp_path, driver) as house:
+        jids = await house.submit(*[TRUE] * 3)
+        agent = await house.agent()
+        await agent.until(lambda: len(agent.runs) == 3)
+        (first,) = [jid for jid in jids if agent.states[jid] == "starting"]
+        late, lost = sorted(set(jids) - {first})
+        agent.exits(first, successor=f"{late}/1")
+        await house.over(first)
+    agent.states[late] = "running"
+    del agent.runs[lost]
+    async with house_of(tmp_path, driver) as house:
+        agent.said.clear()
+        agent.connect(house.talk)
+        await agent.until(lambda: lost in agent.runs)
+        assert agent.runs[lost].standby
+        agent.starts(late)
+        agent.exits(late)
+        await house.over(late)
+        (grant,) = await agent.until(lambda: agent.heard(p.Grant))
+        assert grant.jid == lost
+        agent.exits(lost)
+        await house.over(lost)
+
+
 async def test_after_a_restart_others_wait_until_the_agent_has_called(tmp_path: Path) -> None:
     """I21. What it was given may run, and only the agent knows."""
     driver = ScriptedDriver(cpus=1)
