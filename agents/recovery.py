@@ -1,8 +1,9 @@
 """What became of attempts that an earlier launcher began: found out from evidence, never guessed (C4, I10).
 
 In this order: an exit record in the run dir stands; after a reboot nothing can live; what still lives is
-killed, because nobody can take its true wait status any more, and the journal says so before; and once its old spawners are gone too, so
-that nothing can begin behind our back, the rest is declared lost, or never begun if no run dir was made.
+killed, because nobody can take its true wait status any more, and the journal says so before; and once its
+old spawners are gone too, so that nothing can begin behind our back, the rest is declared lost, or never
+begun if no run dir was made.
 """
 
 import os
