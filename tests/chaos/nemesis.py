@@ -45,17 +45,20 @@ _KINDS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("twice", ("agents",), 3, 8),
     ("old", ("agents",), 2, 8),
 )
+#: Where the store is on a server: after the death of any process of it, it recovers from a crash.
+_SERVER_KINDS = (("kill", ("database",), 2.0, 0.0),)
 #: Which of them end a process.
 KILLS = ("kill", "point")
 
 
-def schedule(rng: random.Random, secs: float, every_secs: float) -> list[Blow]:
-    """Blows over so many seconds, on average one in `every_secs`."""
+def schedule(rng: random.Random, secs: float, every_secs: float, *, server: bool = False) -> list[Blow]:
+    """Blows over so many seconds, on average one in `every_secs`; with `server`, to a database server too."""
+    kinds = _KINDS + _SERVER_KINDS if server else _KINDS
     blows = []
     at = rng.expovariate(1 / every_secs)
-    weights = [weight for _, _, weight, _ in _KINDS]
+    weights = [weight for _, _, weight, _ in kinds]
     while at < secs:
-        kind, targets, _, most = rng.choices(_KINDS, weights)[0]
+        kind, targets, _, most = rng.choices(kinds, weights)[0]
         blows.append(Blow(round(at, 3), kind, rng.choice(targets), round(most * rng.uniform(0.3, 1), 2)))
         at += rng.expovariate(1 / every_secs)
     return blows

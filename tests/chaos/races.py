@@ -94,7 +94,7 @@ def run(count_bytes: int, count_races: int, seed: int) -> tuple[dict[str, Any], 
         }
         for line in it.left().values():
             history.note("left", line=line)
-        found = facts_of.collect(it.root, it.truth(), it.cpus, [], {})
+        found = facts_of.collect(it.root, it.database_url, it.truth(), it.cpus, [], {})
         notes = history.read()
         history.close()
     violations = check(notes, found)

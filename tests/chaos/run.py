@@ -25,11 +25,18 @@ from tests.chaos.world import World, eventually
 class Run:
     """What one run has found out."""
 
-    def __init__(self, name: str, profile: Profile, seed: int, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        profile: Profile,
+        seed: int,
+        directory: Path | None = None,
+        database_url: str | None = None,
+    ) -> None:
         self.name = name
         self.profile = profile
         self.seed = seed
-        self.world = World(directory, cpus=profile.cpus, seed=seed)
+        self.world = World(directory, cpus=profile.cpus, seed=seed, database_url=database_url)
         self.history = History(self.world.path / "history.jsonl")
         self.violations: list[Violation] = []
         self.report: dict[str, Any] = {}
@@ -57,7 +64,7 @@ class Run:
             user = f"u{n % profile.users}"
             people.append(Person(world, self.history, f"{user}/{n}", tokens[user], rng.random()))
         listener = Listener(world)
-        blows = schedule(rng, profile.secs, profile.every_secs)
+        blows = schedule(rng, profile.secs, profile.every_secs, server=world.has_server)
         nemesis = Nemesis(world, self.history, blows, random.Random(rng.random()))
         watch = Watch(world, self.history)
         started = time.monotonic()
@@ -179,7 +186,9 @@ class Run:
 
     def _judge(self, listener: Listener, nemesis: Nemesis, watch: "Watch", settle_secs: float) -> None:
         world = self.world
-        found = facts_of.collect(world.root, world.truth(), world.cpus, listener.seqs, listener.heard)
+        found = facts_of.collect(
+            world.root, world.database_url, world.truth(), world.cpus, listener.seqs, listener.heard
+        )
         notes = self.history.read()
         self.violations = check(notes, found)
         fired = [line.split() for line in world.noted("fired")]

@@ -36,6 +36,7 @@ class World:
         heartbeat_secs: float = 1.0,
         seed: int = 0,
         armed: bool = True,
+        database_url: str | None = None,
     ) -> None:
         # Short, since the path of a socket may have 107 bytes only.
         self.path = Path(tempfile.mkdtemp(prefix="sjc-", dir=directory))
@@ -54,6 +55,11 @@ class World:
             "SIREPO_JOBS_HEARTBEAT_SECS": str(heartbeat_secs),
             "SIREPO_JOBS_RATE_PER_SEC": "0",
         }
+        #: Where the store is; SQLite in the root unless said.
+        self.database_url = database_url or f"sqlite:///{self.root}/jobs.db"
+        self.has_server = database_url is not None
+        if database_url is not None:
+            self.environ["SIREPO_JOBS_DATABASE_URL"] = database_url
         self.armed = self.path / "armed"
         (self.armed / "fire").mkdir(parents=True)
         if armed:
@@ -145,6 +151,8 @@ class World:
                 if str(self.root) in _cmdline(pid):
                     return [pid]
             return []
+        if role == "database":
+            return self._server_pids()
         launchers = []
         for path in self.root.glob("agents/*/launcher.json"):
             with contextlib.suppress(OSError, ValueError):
@@ -155,6 +163,13 @@ class World:
             return launchers
         name = {"agent": "sj-agent", "spawner": "sj-spawner"}[role]
         return [pid for one in launchers for pid in _children(one) if _comm(pid) == name]
+
+    def _server_pids(self) -> list[int]:
+        """Of the database server: its sessions, and what it has in the background."""
+        home = self.database_url.rpartition("?host=")[2]
+        with contextlib.suppress(OSError, ValueError):
+            return _children(int(Path(home, "data/postmaster.pid").read_text().split()[0]))
+        return []
 
     def strike(self, role: str, number: signal.Signals, rng: random.Random) -> int:
         """Send a signal to one of that role; its pid, or 0 when there was none."""
