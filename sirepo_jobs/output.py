@@ -256,7 +256,7 @@ class Readings:
             return
         if not message.error and message.offset > reading.offset and reading.can_resume:
             self._end_op(reading)
-            self.open(reading)
+            self._resume(reading)
         else:
             self._end(reading, message.error, message.code)
 
@@ -286,4 +286,16 @@ class Readings:
             if reading.offset and not reading.can_resume:
                 self._end(reading, "the connection to its agent was lost", "agent_lost")
             else:
-                self.open(reading)
+                self._resume(reading)
+
+    def _resume(self, reading: Reading) -> None:
+        """Ask again from where the reader is.
+
+        What came and was not taken is asked for again, too: it counted in the window of before, and with
+        each further window more than was agreed would lie here (C16).
+        """
+        waiting = sum(map(len, reading.chunks))
+        reading.chunks.clear()
+        reading.offset -= waiting
+        reading.untaken -= waiting
+        self.open(reading)

@@ -213,6 +213,20 @@ MUTANTS: Final = (
         '            exit_code=0,\n            proof="wait_status",',
     ),
     Mutant(
+        "with each connection a slow reader gets a further window",
+        "sirepo_jobs/output.py",
+        "        reading.chunks.clear()\n        reading.offset -= waiting\n        reading.untaken -= waiting\n",
+        "",
+        "tests/unit/test_output_model.py",
+    ),
+    Mutant(
+        "one that is sent again runs at once beside others",
+        "sirepo_jobs/agent_talk.py",
+        "        for op in unsent:\n",
+        "        for op in unsent[:0]:\n",
+        "tests/integration/test_found_by_simulation.py",
+    ),
+    Mutant(
         "a second recovery does not know whom the first has killed",
         "agents/recovery.py",
         "{ticket for ticket, intent in intents.items() if intent.condemned}",
@@ -327,7 +341,7 @@ MUTANTS: Final = (
     Mutant(
         "a reader is not taken up again after a cut",
         "sirepo_jobs/output.py",
-        "            else:\n                self.open(reading)",
+        "            else:\n                self._resume(reading)",
         "            else:\n                pass",
     ),
     Mutant(

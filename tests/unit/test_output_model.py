@@ -7,6 +7,7 @@ says old things on again. Whoever reads gets the bytes of the file at his offset
 
 import asyncio
 import random
+import selectors
 import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -35,6 +36,26 @@ SMALL = {
     (agent_readings, "FOLLOW_SECS"): 0.0001,
     (output, "AGENT_SECS"): 5.0,
 }
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Nobody waits in it: its clock goes on by as much as it would have waited, so a story stays the same."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        selector = selectors.DefaultSelector()
+        select = selector.select
+
+        def skip(timeout: float | None = None) -> Any:
+            self._now += max(timeout or 0.0, 0.0)
+            return select(0 if timeout is not None else None)
+
+        selector.select = skip  # type: ignore[method-assign]
+        super().__init__(selector)
+
+    def time(self) -> float:
+        """Its own."""
+        return self._now
 
 
 class Claim:
@@ -96,7 +117,7 @@ class OutputMachine(RuleBasedStateMachine):
         self.path.touch()
         self.written = b""
         self.live = True
-        self._runner = asyncio.Runner()
+        self._runner = asyncio.Runner(loop_factory=Loop)
         self.claim = Claim()
         self._op_id = 0
         supervisor: Any = SimpleNamespace(ops=OpLoop(lambda _op: None), next_op_id=self._next_op_id)
@@ -322,3 +343,21 @@ TestOutput = OutputMachine.TestCase
 TestOutput.settings = settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_a_slow_reader_gets_no_further_window_with_each_connection() -> None:
+    """C16. After the third there was more than was agreed, and the agent was hung up on again and again."""
+    it = OutputMachine()
+    it.write(150)
+    it.ask(SimpleNamespace(draw=lambda _among: 0), follow=True, limit=None)
+    (reader,) = it.readers
+    try:
+        for _ in range(4):
+            it.agent_hears(20)
+            it.supervisor_hears(20)
+            it.no_more_is_under_way_than_the_window()
+            it.cut()
+            it.connect()
+    finally:
+        it.teardown()
+    assert reader.got == it.written
