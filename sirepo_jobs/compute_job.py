@@ -105,6 +105,11 @@ class ComputeJob:
                 self._changed = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._changed)
 
+    async def end(self) -> None:
+        """Return when the run has ended, durably."""
+        while not self.over or self.seen < self.record.version:
+            await self.change(self.seen)
+
     async def settled(self) -> None:
         """Return when the record is durable as it is: nothing else may be shown (C14, I11)."""
         while self.seen < self.record.version:

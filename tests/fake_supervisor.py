@@ -18,6 +18,7 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_unix_socket
 from tornado.web import Application, Finish, RequestHandler
 
+from sirepo_jobs.job import FINAL
 from sirepo_jobs.run_tree import ON_DISK, OPENS_FILES, OnDisk
 
 SECRET = "s" * 43  # what a supervisor would make at random
@@ -212,9 +213,14 @@ class _Job(_Handler):
             return
         wait = float(self.get_argument("wait", "0s").removesuffix("s"))
         version = int(self.get_argument("version", "0"))
+        until_ended = self.get_argument("until", "") == "ended"
+
+        def come() -> bool:
+            return job["state"] in FINAL if until_ended else job["version"] > version
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait), self.fake.changed:
-                await self.fake.changed.wait_for(lambda: job["version"] > version)
+                await self.fake.changed.wait_for(come)
         self.write(job)
 
 

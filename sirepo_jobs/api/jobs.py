@@ -176,18 +176,19 @@ class Jobs(Handler):
 
 
 class Job(Handler):
-    """`/jobs/{jid}`: one job; with `wait` and `version` a blocking query."""
+    """`/jobs/{jid}`: one job; with `wait` a blocking query."""
 
     async def get(self, jid: str) -> None:
-        """The job as soon as its version is above `version`, or `wait` is over."""
+        """The job as soon as its version is above `version`, or its run has ended, or `wait` is over."""
+        until_ended = self.get_query_argument("until", "") == "ended"
         version = self.number("version")
         wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
         try:
             async with self.job(jid) as job:
-                if version is not None and wait_secs:
+                if wait_secs and (until_ended or version is not None):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait_secs):
-                            await job.change(version)
+                            await (job.end() if until_ended else job.change(version or 0))
                 self.answer(await self._durable_view(job))
         except Damaged as exc:
             self.answer(job_view(exc.stored.record, exc.stored.fixed))

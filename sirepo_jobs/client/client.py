@@ -225,13 +225,15 @@ class Client(AbstractContextManager["Client"]):
     def wait(self, jid: str, *, timeout: float | str | None = None) -> Job:
         """The job when it has ended. Raises `TimeoutError` after `timeout`; the job goes on."""
         deadline = None if timeout is None else monotonic() + parse_secs(timeout)
-        job = self.get(jid)
-        while not job.ended:
-            left = _WAIT_SECS if deadline is None else min(deadline - monotonic(), _WAIT_SECS)
-            if left <= 0:
+        while True:
+            left = _WAIT_SECS if deadline is None else max(0.0, min(deadline - monotonic(), _WAIT_SECS))
+            # one question, answered at the end: whatever happens to the job before is nobody's business here
+            params = {"wait": f"{left:g}s", "until": "ended"}
+            job = job_of(self.transport.call("GET", _path(jid), params, read_secs=READ_SECS + left))
+            if job.ended:
+                return job
+            if deadline is not None and monotonic() >= deadline:
                 raise TimeoutError(f"job {jid} is still {job.state}")
-            job = self.get(jid, wait=left, version=job.version)
-        return job
 
     def logs(
         self,

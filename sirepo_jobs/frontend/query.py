@@ -187,8 +187,13 @@ CURSOR = Parameter(_text(1000), "`next_cursor` of the page before")
 PAGE = _number(1, 1000, "jobs on one page")
 WAIT = Parameter(
     _wait,
-    f"answer when the version has changed, or after so long (at most {MAX_WAIT_SECS:g}s)",
+    f"answer when the job has changed or ended (see `until`), or after so long (at most {MAX_WAIT_SECS:g}s)",
     schema={"type": "string", "pattern": "^[0-9]{1,3}(ms|s|m)?$", "examples": ["30s"]},
+)
+UNTIL = Parameter(
+    _one_of("changed", "ended"),
+    "what `wait` waits for: a version above `version` (`changed`), or the end of the run (`ended`)",
+    schema={"type": "string", "enum": ["changed", "ended"]},
 )
 VERSION = _number(0, 1 << 53, "the version that the caller knows")
 SERIAL = _number(1, 1 << 31, "the run that is meant; a later one is left alone")

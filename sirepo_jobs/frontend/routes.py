@@ -120,8 +120,8 @@ ROUTES: tuple[Route, ...] = (
         "/api/v1/jobs/{jid}",
         Kind.FORWARD,
         Scope.JOBS_READ,
-        "One job; with `wait`, when it has changed",
-        {"wait": query.WAIT, "version": query.VERSION},
+        "One job; with `wait`, when it has changed, or has ended",
+        {"wait": query.WAIT, "until": query.UNTIL, "version": query.VERSION},
     ),
     Route(
         "PATCH",

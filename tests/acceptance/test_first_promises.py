@@ -92,6 +92,24 @@ def test_the_run_dir_holds_what_was_asked_and_what_came_of_it(system: System) ->
     assert (found.stat().st_mode & 0o777, (found / "stdout").stat().st_mode & 0o777) == (0o700, 0o600)
 
 
+def test_one_question_is_answered_at_the_end_of_the_job(system: System) -> None:
+    client = system.client()
+    job = client.submit({"command": ["sh", "-c", "while [ ! -e go ]; do sleep 0.05; done; exit 4"]})
+    path = f"/api/v1/jobs/{job.jid}"
+    early = client.transport.call("GET", path, {"wait": "0.2s", "until": "ended"})
+    assert early["ended_at"] is None
+    known = client.get(job.jid)
+    while known.started_at is None:
+        known = client.get(job.jid, wait="30s", version=known.version)
+    (place,) = system.root.glob(f"users/*/jobs/{job.jid}/1")
+    (place / "go").touch()
+    late = client.transport.call("GET", path, {"wait": "60s", "until": "ended"})
+    assert (late["state"], late["exit_code"]) == ("error", 4)
+    # what has ended is answered at once
+    again = client.transport.call("GET", path, {"wait": "60s", "until": "ended"}, read_secs=30.0)
+    assert again == late
+
+
 def test_binary_output_is_served_as_it_is(system: System, tmp_path: Path) -> None:
     """F054: every byte value, invalid UTF-8, no newline at the end."""
     data = bytes(range(256)) * 300 + b"\xff\xfe no newline"
