@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from sirepo_jobs import garbage
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.attempts import Attempts
+from sirepo_jobs.agents.hang import WatchedFiles
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.link import Link
 from sirepo_jobs.agents.session import Session
@@ -24,7 +25,6 @@ from sirepo_jobs.agents.words import FromRelay, ToRelay
 from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.protocol import MAX_MESSAGE_BYTES, Stop
-from sirepo_jobs.run_tree import RunFiles
 
 #: Back-off between connections, with full jitter.
 FIRST_SECS: Final = 0.05
@@ -44,7 +44,7 @@ class Agent:
 
     def __init__(self, spec: AgentSpec, lane: Lane) -> None:
         self._spec = spec
-        self._attempts = Attempts(RunFiles(spec.run_root))
+        self._attempts = Attempts(WatchedFiles(spec.run_root))
         self._link = Link(lane, self._hear)
         self._session: Session | None = None
         self._is_near = spec.url.startswith("unix:")

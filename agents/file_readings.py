@@ -26,7 +26,7 @@ class FileReading:
     """One `ReadFile` on its way; the file stays open, so that every byte is of what was told about."""
 
     def __init__(self, ask: ReadFile, files: RunFiles, say: Callable[[FileOpened], None]) -> None:
-        self._ask = ask
+        self.ask = ask
         self._files = files
         self._say = say
         self.credit = WINDOW_BYTES
@@ -64,7 +64,7 @@ class FileReading:
         return data
 
     def _open(self) -> None:
-        ask = self._ask
+        ask = self.ask
         *folders, name = run_path.parse(ask.path) or (b"",)
         if not name:
             raise Refused("the run dir is a directory", "is_directory")
@@ -94,7 +94,7 @@ class ArchiveReading:
     """One `ReadArchive` on its way."""
 
     def __init__(self, ask: ReadArchive, files: RunFiles) -> None:
-        self._ask = ask
+        self.ask = ask
         self._files = files
         self.credit = WINDOW_BYTES
         self.offset = 0
@@ -132,7 +132,7 @@ class ArchiveReading:
         return data[:count]
 
     def _begin(self) -> Generator[bytes, None, None]:
-        ask = self._ask
+        ask = self.ask
         top = self._files.run_dir(ask.run_dir)
         try:
             at = walk(top, run_path.parse(ask.path))

@@ -52,11 +52,12 @@ class Listings:
 def answer(files: RunFiles, ask: ListFiles) -> FileList | OutputEnd:
     """The page that is asked for, or why there is none."""
     try:
-        top = files.run_dir(ask.run_dir)
-        try:
-            return _page(top, ask)
-        finally:
-            os.close(top)
+        with files.busy(ask.run_dir):
+            top = files.run_dir(ask.run_dir)
+            try:
+                return _page(top, ask)
+            finally:
+                os.close(top)
     except FileNotFoundError:
         return OutputEnd(op_id=ask.op_id, offset=0, error="there is no such directory", code="not_found")
     except (Refused, BadInput) as exc:

@@ -35,6 +35,10 @@ class Tail:
 
     def read(self) -> Progress | None:
         """The newest valid line since the last time."""
+        with self._files.busy(self._watch.run_dir):
+            return self._read()
+
+    def _read(self) -> Progress | None:
         try:
             if self._fd < 0:
                 self._fd = self._files.open(self._watch.run_dir, NAME)

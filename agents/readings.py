@@ -140,11 +140,12 @@ class Readings:
                     reading = self._readings.get(op_id)
                     if reading is None:
                         continue
-                    if isinstance(reading, Reading):
-                        chunk = self._next(reading)
-                        waiting = waiting or reading.idle
-                    else:
-                        chunk = self._next_of_files(op_id, reading)
+                    with self._files.busy(reading.ask.run_dir):
+                        if isinstance(reading, Reading):
+                            chunk = self._next(reading)
+                            waiting = waiting or reading.idle
+                        else:
+                            chunk = self._next_of_files(op_id, reading)
                     if chunk is not None:
                         busy = True
                         if chunk:

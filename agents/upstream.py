@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
+from sirepo_jobs.agents import hang
 from sirepo_jobs.agents.crew import BackOff, fork, want_out
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.outbox import Outbox
@@ -31,6 +32,8 @@ class Upstream:
         self.pid = 0
         self.back_off = BackOff()
         self._again: list[bytes] = []
+        #: Made before any network side is: what one writes there the next one reads.
+        self.hanging = hang.PAGE
 
     def fileno(self) -> int:
         """For poll; -1 when there is no network side."""

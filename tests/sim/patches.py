@@ -9,7 +9,7 @@ import select
 import signal  # noqa: F401 - the models look constants up in the real modules
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +57,9 @@ class _RunFiles:
 
     def __init__(self, run_root: str) -> None:
         self._root = run_root
+
+    def busy(self, _run_dir: str) -> Any:
+        return nullcontext()
 
     def open(self, run_dir: str, name: str) -> int:
         fd: int = _world.os.open(f"{self._root}/{run_dir}/{name}", os.O_RDONLY)
@@ -108,7 +111,7 @@ def inside(world: World) -> Iterator[None]:
         (birth, "signal", SimpleNamespace(valid_signals=tuple, SIG_IGN=None)),
         (birth, "marks_work", lambda: True),
         (birth, "set_mark", the_process.set_mark),
-        (agent, "RunFiles", _RunFiles),
+        (agent, "WatchedFiles", _RunFiles),
         (agent, "_log", lambda text: world.log(world.current, text)),
         *((room, "_log", _Silence()) for room in _TALKATIVE),
         (tasks_module, "_log", _TaskLog()),
