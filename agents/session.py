@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from websockets.asyncio.client import ClientConnection
 
@@ -43,6 +43,7 @@ from sirepo_jobs.protocol import (
     Welcome,
     decode_to_agent,
     encode,
+    idle_secs,
 )
 
 #: So many messages may wait for a slow connection before the launcher has to keep the rest.
@@ -72,7 +73,10 @@ class Session:
         #: When heartbeats that nobody has confirmed were said, by the boot clock.
         self._beats: dict[int, float] = {}
         self._beat_count = 0
+        #: A heartbeat is wanted now.
         self._lease_came = asyncio.Event()
+        #: There was nothing to do here, and now there is: for whoever beats, and for whoever listens.
+        self._work_came = (asyncio.Event(), asyncio.Event())
         self._unrenewed = Unrenewed()
         self._epoch = self._session = 0
         #: The supervisor knows us and what we hold.
@@ -157,10 +161,20 @@ class Session:
         await self._connection.send(chunk)
 
     async def _beat(self) -> None:
+        clock = asyncio.get_running_loop().time
+        work_came, _ = self._work_came
+        said_at = clock()
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._beat_secs()):
-                    await self._lease_came.wait()
+            due_at = said_at + self._beat_secs()
+            if clock() < due_at and not self._lease_came.is_set():
+                await _until(due_at, work_came)
+                continue
+            said_at = clock()
+            if not len(self._attempts) and not self._lease_came.is_set():
+                # the cheapest sign of life, and so is its answer: nothing here counts heartbeats
+                pong = cast("asyncio.Future[float]", await self._connection.ping())
+                pong.add_done_callback(self._heard)
+                continue
             self._lease_came.clear()
             self._beat_count += 1
             self._beats[self._beat_count] = boot_secs()
@@ -168,15 +182,25 @@ class Session:
                 del self._beats[next(iter(self._beats))]
             self.say(Heartbeat(at=time.time_ns() // 1000, held=len(self._attempts), n=self._beat_count))
 
+    def _heard(self, pong: "asyncio.Future[float]") -> None:
+        if not pong.cancelled() and pong.exception() is None:
+            self._heard_at = asyncio.get_running_loop().time()
+
     def _beat_secs(self) -> float:
         """Between two heartbeats: often enough for every lease."""
+        if not len(self._attempts):
+            return idle_secs(self._heartbeat_secs)
         lease_secs = self._attempts.shortest_lease
         return self._heartbeat_secs if lease_secs is None else min(self._heartbeat_secs, lease_secs / 4)
 
     def _beat_soon(self, lease_secs: float | None) -> None:
         """See to it that a lease which is short for our heartbeats gets more of them."""
         if lease_secs is not None and lease_secs < 4 * self._heartbeat_secs:
-            self._lease_came.set()
+            self._beat_now()
+
+    def _beat_now(self) -> None:
+        self._lease_came.set()
+        self._work_came[0].set()
 
     def _renew(self, n: int) -> None:
         """The supervisor has heard the `n`-th heartbeat: so it knew then that we are here (C9, C15)."""
@@ -190,14 +214,17 @@ class Session:
     async def _listen_for_life(self) -> None:
         """Notice within two heartbeats that the other end is gone without a word (F061, F062).
 
-        It answers each heartbeat, and is asked only when an answer is late.
+        It answers each heartbeat, and is asked only when an answer is late. While there is nothing to do,
+        heartbeats are rare, and it takes as much longer.
         """
         clock = asyncio.get_running_loop().time
+        _, work_came = self._work_came
         self._heard_at = clock()
         while True:
-            due_at = self._heard_at + LATE * self._heartbeat_secs
+            idle = 0.0 if len(self._attempts) else idle_secs(self._heartbeat_secs) - self._heartbeat_secs
+            due_at = self._heard_at + LATE * self._heartbeat_secs + idle
             if clock() < due_at:
-                await asyncio.sleep(due_at - clock())
+                await _until(due_at, work_came)
                 continue
             answer = await self._connection.ping()
             try:
@@ -226,7 +253,7 @@ class Session:
                     self._heartbeat_secs = max(message.heartbeat_secs, 0.1)
                     self.welcome = True
                     if self._attempts.shortest_lease is not None:
-                        self._lease_came.set()  # a heartbeat at once: a welcome renews nothing
+                        self._beat_now()  # a heartbeat at once: a welcome renews nothing
             if found:
                 self._obey(received.ack, received.msgs)
             if self.welcome:
@@ -246,10 +273,13 @@ class Session:
             match message:
                 case Run() | Grant() | Cancel() | Signal():
                     if isinstance(message, Run):
+                        if not len(self._attempts):
+                            for event in self._work_came:
+                                event.set()
                         self._attempts.add(message)
                         self._beat_soon(message.lease_secs)
                     if self._unrenewed.keeps(message, boot_secs()):
-                        self._lease_came.set()
+                        self._beat_now()
                     else:
                         for_launcher.append(message)
                 case Welcome() | Stop():
@@ -275,3 +305,11 @@ class Session:
         failpoints.hit("session.obeying")
         if ack or for_launcher:
             self._link.say(FromRelay(session=self._session, epoch=self._epoch, ack=ack, msgs=for_launcher))
+
+
+async def _until(at: float, event: asyncio.Event) -> None:
+    """Until then, by the loop's clock, or until something has happened, which is forgotten."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(at):
+            await event.wait()
+    event.clear()

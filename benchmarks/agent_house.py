@@ -27,7 +27,7 @@ _AT_ONCE = 64
 
 
 class Crowd:
-    """Many agents in one process: a socket each, heartbeats and pongs, and nothing else."""
+    """Many agents in one process: a socket each, the pings of an idle agent, and nothing else."""
 
     def __init__(self, path: str, tokens: dict[str, str]) -> None:
         self._path = path
@@ -57,7 +57,6 @@ class _Link(asyncio.Protocol):
         self._in = b""
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._welcome: protocol.Received | None = None
-        self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
@@ -109,7 +108,7 @@ class _Link(asyncio.Protocol):
             elif opcode == 1 and self._welcome is None:
                 self._welcome = protocol.decode_to_agent(payload)
                 # as agents of many starts: not all in the same moment
-                wait = HEARTBEAT_SECS * int.from_bytes(os.urandom(2)) / 65536
+                wait = protocol.idle_secs(HEARTBEAT_SECS) * int.from_bytes(os.urandom(2)) / 65536
                 self._timer = asyncio.get_running_loop().call_later(wait, self._beat)
 
     def _frames(self) -> Iterator[tuple[int, bytes]]:
@@ -126,11 +125,9 @@ class _Link(asyncio.Protocol):
             yield opcode, payload
 
     def _beat(self) -> None:
-        assert self._welcome is not None
-        self._count += 1
-        beat = protocol.Heartbeat(at=time.time_ns() // 1000, held=0, n=self._count)
-        self._say(self._welcome.epoch, self._welcome.session, beat)
-        self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_SECS, self._beat)
+        self._send(9, b"")
+        secs = protocol.idle_secs(HEARTBEAT_SECS)
+        self._timer = asyncio.get_running_loop().call_later(secs, self._beat)
 
     def _say(self, epoch: int, session: int, message: Any) -> None:
         frame = protocol.FromAgentFrame(agent=self._name, epoch=epoch, session=session, msgs=[message])

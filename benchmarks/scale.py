@@ -24,7 +24,8 @@ from .brain import Brain
 
 #: Jobs that are dispatched and ended while the time is taken.
 DISPATCHED = 5000
-IDLE_SECS = 30.0
+#: As long as one heartbeat of each.
+IDLE_SECS = 45.0
 
 
 def rss_kb() -> int:

@@ -187,6 +187,11 @@ class Agent:
             return FIRST_STANDBY
         return min(MAX_STANDBY, int(STANDBY_SECS / max(self.mean_secs, 1e-6) * self.pool.size.cpus / cpus))
 
+    @property
+    def busy(self) -> bool:
+        """It is to do something: to run jobs, or to read their files."""
+        return bool(self.ops or self.readers)
+
     def took(self, secs: float) -> None:
         """Learn how long an attempt took."""
         self.mean_secs = secs if self.mean_secs is None else self.mean_secs + (secs - self.mean_secs) / 8

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import structlog
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from .agent_claim import Agent
 from .agent_line import AgentLine
 from .agent_talk import AgentTalk
-from .protocol import LATE
+from .protocol import LATE, idle_secs
 from .supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -34,9 +35,14 @@ class AgentSocket(WebSocketHandler):
         self._line: AgentLine | None = None
         self._name = ""
         self._patience: asyncio.TimerHandle | None = None
-        self._watch: asyncio.Task[None] | None = None
-        #: By the loop's clock.
-        self._heard_at = 0.0
+        self._agent: Agent | None = None
+        #: Until something is to be heard of the agent.
+        self._watch: asyncio.TimerHandle | None = None
+        #: It has nothing to do, so not much is expected of it.
+        self._resting = False
+        self._clock = asyncio.get_running_loop().time
+        #: By the loop's clock; also when it was given something to do after it had nothing.
+        self._heard_at = self._stirred_at = 0.0
 
     def prepare(self) -> None:
         """Before the upgrade: the same check as for any other door (S14)."""
@@ -53,11 +59,13 @@ class AgentSocket(WebSocketHandler):
             self.finish()
         else:
             self._name = agent.name
+            self._agent = agent
             self._line = AgentLine(self._supervisor, self._talk, agent, self)
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         """After the upgrade."""
-        self._watch = asyncio.create_task(self._listen_for_life())
+        self._heard_at = self._clock()
+        self._look()
         self._calling[self._name] += 1
         self._patience = asyncio.get_running_loop().call_later(
             HELLO_SECS, self.hang_up, 4408, "no hello within the time for it"
@@ -80,39 +88,50 @@ class AgentSocket(WebSocketHandler):
         """None: compression costs ten times the memory of a connection and opens the door to bombs (F069)."""
         return None
 
-    async def _listen_for_life(self) -> None:
+    def _look(self) -> None:
         """Notice within two heartbeats that the other end is gone without a word (F061, F062).
 
-        Who beats is not asked: ten thousand idle agents would spend our time with answers.
+        Who beats is not asked: ten thousand idle agents would spend our time with answers, and with tasks
+        of their own. They beat rarely, and so it takes as much longer; from when they are given work it
+        counts anew.
         """
-        clock = asyncio.get_running_loop().time
-        secs = self._talk.heartbeat_secs
-        self._heard_at = clock()
-        while True:
-            due_at = self._heard_at + LATE * secs
-            if clock() < due_at:
-                await asyncio.sleep(due_at - clock())
-                continue
-            asked_at = clock()
-            with suppress(WebSocketClosedError):
-                self.ping()
-            answer_secs = (2 - LATE) * secs
-            await asyncio.sleep(answer_secs)
-            # Where this process itself stood still, the answer may wait to be read (F010).
-            if self._heard_at < asked_at and clock() - asked_at < 1.5 * answer_secs:
-                break
-        if self._line is not None:
-            self._line.hang_up(4408, f"no sign of life for {secs:g} s")
+        assert self._agent is not None, "it was not let in"
+        now, secs = self._clock(), self._talk.heartbeat_secs
+        self._resting = not self._agent.busy
+        due_at = max(self._heard_at, self._stirred_at) + LATE * secs
+        if self._resting:
+            due_at += idle_secs(secs) - secs
+        if now < due_at:
+            self._watch = asyncio.get_running_loop().call_at(due_at, self._look)
+            return
+        self._resting = False
+        with suppress(WebSocketClosedError):
+            self.ping()
+        self._watch = asyncio.get_running_loop().call_later((2 - LATE) * secs, self._judge, now)
+
+    def _judge(self, asked_at: float) -> None:
+        # Where this process itself stood still, the answer may wait to be read (F010).
+        answer_secs = (2 - LATE) * self._talk.heartbeat_secs
+        if self._heard_at >= asked_at or self._clock() - asked_at >= 1.5 * answer_secs:
+            self._look()
+        elif self._line is not None:
+            self._line.hang_up(4408, f"no sign of life for {self._clock() - self._heard_at:.3g} s")
             # The closing handshake would be waited for, and nobody is there to answer it.
             self._line.lost()
 
     def on_pong(self, _data: bytes) -> None:
         """The other end lives."""
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = self._clock()
+
+    def on_ping(self, _data: bytes) -> None:
+        """The heartbeat of an agent that holds nothing; Tornado answers."""
+        self._heard_at = self._clock()
+        if self._agent is not None and self._agent.line is self._line:
+            self._agent.heard_at = self._heard_at
 
     def on_message(self, message: str | bytes) -> None:
         """A frame, or a chunk of output."""
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = self._clock()
         if self._line is not None:
             self._line.receive(message)
             if self._line.greeted:
@@ -121,8 +140,9 @@ class AgentSocket(WebSocketHandler):
     def on_close(self) -> None:
         """The connection is over, whoever ended it."""
         self._no_longer_calling()
-        if self._watch is not None and self._watch is not asyncio.current_task():
+        if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
         if self._line is not None:
             self._line.lost()
 
@@ -130,6 +150,11 @@ class AgentSocket(WebSocketHandler):
 
     def send(self, data: bytes) -> None:
         """One text message; dropped when the connection is closed, and `on_close` follows."""
+        if self._resting and self._agent is not None and self._agent.busy:
+            self._stirred_at = self._clock()
+            if self._watch is not None:
+                self._watch.cancel()
+                self._look()
         with suppress(WebSocketClosedError):
             self.write_message(data)
 

@@ -174,7 +174,10 @@ class AgentTalk:
                 agent.foreign.add(f"{item.jid}/{item.attempt}")
 
     def _is_heard(self, agent: Agent) -> bool:
-        return self._supervisor.loop.time() - agent.heard_at < 2 * self.heartbeat_secs
+        secs = self.heartbeat_secs + (
+            self.heartbeat_secs if agent.busy else protocol.idle_secs(self.heartbeat_secs)
+        )
+        return self._supervisor.loop.time() - agent.heard_at < secs
 
     def _died_with_host(self, agent: Agent, *, rebooted: bool) -> None:
         """Nothing of what the agent ran before can live, and its records are gone too (F025, F026)."""

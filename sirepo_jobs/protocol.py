@@ -30,6 +30,10 @@ MAX_MESSAGE_BYTES: Final = 16 << 20
 FRAME_TARGET_BYTES: Final = 256 << 10
 #: In heartbeats: who has said nothing for so long is asked for a sign of life, at either end.
 LATE: Final = 1.25
+#: An agent that holds nothing sends a websocket's ping in place of a heartbeat, and so much more rarely ...
+IDLE_BEATS: Final = 3
+#: ... but as often as keeps proxies from closing a connection that seems dead (F070).
+MAX_IDLE_SECS: Final = 45.0
 #: Bytes of output in one chunk.
 CHUNK_BYTES: Final = 128 << 10
 #: Bytes of output that may be under way on one reading before the reader confirms some.
@@ -37,6 +41,15 @@ WINDOW_BYTES: Final = 1 << 20
 #: An instant, a pid, a status: what every store and every clock can hold. A message with one beyond it is
 #: none. Sizes and times of files are the jobs' to choose, so they are not bounded and never computed with.
 Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+
+
+def idle_secs(heartbeat_secs: float) -> float:
+    """Between two heartbeats of an agent that holds nothing.
+
+    >>> [idle_secs(secs) for secs in (1.0, 15.0, 30.0, 60.0)]
+    [3.0, 45.0, 45.0, 60.0]
+    """
+    return max(heartbeat_secs, min(IDLE_BEATS * heartbeat_secs, MAX_IDLE_SECS))
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

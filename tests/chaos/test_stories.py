@@ -105,6 +105,9 @@ def test_a_silent_connection_is_noticed_within_two_heartbeats(here: World, ways:
     """F061, F062: nothing passes, nobody is told; both ends notice and the agent calls again."""
     link = here.agents_link
     with contextlib.closing(here.client(direct=True)) as client:
+        # an agent that holds nothing beats rarely; this one works
+        busy = client.submit({"command": ["sleep", "600"]}).jid
+        eventually(lambda: client.get(busy).state == "running", 30, "it runs")
         calls = link.counts["connections"]
         here.proxy.do(lambda: setattr(link.faults, "silent", frozenset(ways)))
         since = time.monotonic()
@@ -117,6 +120,8 @@ def test_a_silent_connection_is_noticed_within_two_heartbeats(here: World, ways:
         # Two heartbeats of one second; the rest is what a busy machine may add.
         assert noticed < 10
         assert client.wait(client.submit({"command": ["true"]}).jid, timeout=60).state == "completed"
+        client.cancel(busy)
+        assert client.wait(busy, timeout=60).state == "canceled"
 
 
 def test_who_waits_when_the_supervisor_ends_is_told_to_ask_again(here: World) -> None:
@@ -141,16 +146,18 @@ def test_who_waits_when_the_supervisor_ends_is_told_to_ask_again(here: World) ->
 def test_a_log_that_is_cut_by_a_restart_does_not_look_whole(here: World) -> None:
     """I13: Tornado ended the answer politely in the middle when the supervisor was told to end."""
     size = 40 << 20
-    script = f"import os; [os.write(1, bytes(1 << 20)) for _ in range({size >> 20})]"
+    script = f"import os, time; [os.write(1, bytes(1 << 20)) for _ in range({size >> 20})]; time.sleep(600)"
     with contextlib.closing(here.client(direct=True)) as client:
         jid = client.submit({"command": [sys.executable, "-c", script]}).jid
-        assert client.wait(jid, timeout=60).stdout_bytes == size
-        response = client.transport.once("GET", f"/api/v1/jobs/{jid}/logs/stdout")
+        # followed: of an output that is over the front end knows all, and needs nobody any more
+        response = client.transport.once("GET", f"/api/v1/jobs/{jid}/logs/stdout", {"follow": 1})
         assert len(response.read(1000)) == 1000
         restart(here)
         with pytest.raises(HTTPError):
             list(response.stream(1 << 20))
         response.close()
+        client.cancel(jid)
+        assert client.wait(jid, timeout=60).stdout_bytes == size
         # The client knows how to go on.
         assert sum(map(len, client.logs(jid))) == size
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import trustme
 
-from sirepo_jobs import agent_door, agent_socket, settings, tls
+from sirepo_jobs import agent_door, agent_socket, protocol, settings, tls
+from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.agent_door import AgentDoor
 from sirepo_jobs.driver import AgentSpec
 from sirepo_jobs.errors import BadInput
@@ -338,3 +339,45 @@ def test_a_far_driver_needs_the_door(far: System, tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadInput, match="agent_port"):
         AgentDoor("127.0.0.1", taken.getsockname()[1])
+
+
+async def test_silence_is_noticed_the_sooner_the_more_hangs_on_it(
+    house: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F061: within two heartbeats of one who works, counted from when he is given work; else within four."""
+    monkeypatch.setattr(house.talk, "heartbeat_secs", 0.4)
+    busy = [True]
+    monkeypatch.setattr(Agent, "busy", property(lambda _agent: busy[0]))
+    clock = asyncio.get_running_loop().time
+    claim = house.supervisor.agents.get("local-ann")
+    assert claim is not None
+
+    async def call() -> Wire:
+        """One who says hello, and then nothing: no word, no answer."""
+        wire = await house.wire(house.upgrade())
+        await wire.reader.readuntil(b"\r\n\r\n")
+        hello = protocol.Hello(
+            agent=claim.name, version="1", host="h", pid=1, boot_id="", install=claim.install, last_seq=0,
+            inventory=[],
+        )  # fmt: skip
+        data = protocol.encode(protocol.FromAgentFrame(agent=claim.name, msgs=[hello]))
+        await wire.send(b"\x81\xfe" + len(data).to_bytes(2) + bytes(4) + data)
+        await wire.reader.readuntil(b"welcome")
+        return wire
+
+    async def lasted(wire: Wire) -> float:
+        since = clock()
+        await asyncio.wait_for(wire.reader.readuntil(b"no sign of life"), 20)
+        return clock() - since
+
+    at_work = await lasted(await call())
+    busy[0] = False
+    idle = await lasted(await call())
+    wire = await call()
+    busy[0] = True
+    assert claim.line is not None
+    claim.line.say(protocol.StopReading(op_id=0))
+    given_work = await lasted(wire)
+    assert 0.7 < at_work < idle
+    assert idle > 1.5
+    assert 0.7 < given_work < idle

@@ -145,6 +145,21 @@ async def test_heartbeats_tell_how_many_are_held(tmp_path: Path) -> None:
         )
 
 
+async def test_an_agent_that_holds_nothing_sends_no_heartbeats_until_it_has_work(tmp_path: Path) -> None:
+    async with scene(tmp_path) as s:
+        s.stage.heartbeat_secs = 0.2
+        assert s.stage.connection is not None
+        await s.stage.connection.close()
+        await s.stage.connected(2)
+        beats = lambda: [one for one in s.stage.others if isinstance(one, Heartbeat)]  # noqa: E731
+        await asyncio.sleep(1)  # that something does not happen can only be waited for
+        assert (beats(), len(s.stage.hellos)) == ([], 2)  # and that was no silence: pings were answered
+        await s.stage.send([s.stage.run("j", ["sleep", "1000"])])
+        first = await s.stage.until(beats)
+        assert (first[0].held, first[0].n) == (1, 1)
+        await s.stage.until(lambda: len(beats()) > 3)
+
+
 async def test_jobs_outlive_a_supervisor_that_hangs_up_at_once_many_times(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
         await s.stage.send([s.stage.shell("j", "while [ ! -e go ]; do sleep 0.01; done; exit 3")])
