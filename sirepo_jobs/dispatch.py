@@ -25,8 +25,9 @@ from .spec import JobSpec
 if TYPE_CHECKING:
     from .supervisor import Supervisor
 
-#: Jobs read ahead of their turn, and rows in one page of the queue.
-READ_AHEAD = 256
+#: Jobs read ahead of their turn: more when half of them have begun, so that nobody waits for the store.
+READ_AHEAD = 512
+#: Rows in one page of the queue.
 PAGE = 2000
 
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
@@ -55,6 +56,8 @@ class Dispatcher:
         self._supervisor = supervisor
         self._scheduler = supervisor.scheduler
         self._ops = supervisor.ops
+        #: Jobs that were read ahead and have not begun; less than that when all were in memory.
+        self._ahead = 0
         #: At the end of this turn it is looked who may go.
         self._due = False
         #: Whose place in the queue is another one; they are moved together at the end of the turn.
@@ -99,6 +102,9 @@ class Dispatcher:
                 break
             if job.record.state is State.PENDING and job.op is None:
                 self._begin(job, entry.shape)
+                self._ahead -= 1
+                if self._ahead == READ_AHEAD // 2:
+                    self._supervisor.tasks.ensure("read ahead", partial(self._read_ahead, entry))
         for user, after in self._scheduler.wants():
             self._supervisor.tasks.ensure(f"page of {user}", partial(self._read_page, user, after))
 
@@ -230,6 +236,7 @@ class Dispatcher:
 
     async def _read_ahead(self, first: Entry) -> None:
         entries = self._scheduler.upcoming(READ_AHEAD, first)
+        self._ahead = len(entries)
         await self._supervisor.commits.durable()
         unknown = await self._supervisor.jobs.load_next(entry.jid for entry in entries)
         for entry in entries:

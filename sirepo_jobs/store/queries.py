@@ -226,12 +226,13 @@ def together(parts: list[Select[Any]]) -> Any:
 
 def stored_job(row: Row[*tuple[Any, ...]]) -> StoredJob:
     """A row of `JOB`, with or without its spec."""
-    spec = row.spec if "spec" in row._fields else b""
-    fixed = NewJob(name=row.name, driver=row.driver, queue=row.queue, priority=row.priority, spec=spec)
+    # taken apart at once: by name each would be looked up, in every row of a long queue
+    seq, jid, _user, _state, _at, _version, name, driver, queue, priority, said, *rest = row
+    fixed = NewJob(name=name, driver=driver, queue=queue, priority=priority, spec=rest[0] if rest else b"")
     try:
-        record = _decode_job(row.record)
-        if (record.jid, record.seq) != (row.jid, row.seq) or type(row.priority) is not int:
-            raise ValueError(f"it speaks of job {record.jid}, and priority is {row.priority!r}")
+        record = _decode_job(said)
+        if (record.jid, record.seq) != (jid, seq) or type(priority) is not int:
+            raise ValueError(f"it speaks of job {record.jid}, and priority is {priority!r}")
     except damage.UNREADABLE as exc:
         record = damage.rest_of_job(row, exc)
         return StoredJob(record, msgspec.structs.replace(fixed, spec=b"", priority=0), record.situation)
