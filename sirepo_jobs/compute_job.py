@@ -232,10 +232,13 @@ class JobTable:
         Those that are over go first, the longest unused before the others; then queued ones, those
         whose turn is furthest away before the others.
         """
-        jid = job.jid
-        self._idle.pop(jid, None)
-        self._queued.pop(jid, None)
-        if job.evictable and jid not in self._next and jid not in self._wanted:
+        jid = job.record.jid
+        if jid in self._queued:
+            del self._queued[jid]
+        elif jid in self._idle:
+            del self._idle[jid]
+        # most that are looked at have an op: the short answer first
+        if job.op is None and job.evictable and jid not in self._next and jid not in self._wanted:
             (self._queued if job.record.state is State.PENDING else self._idle)[jid] = None
         while len(self._jobs) > self._capacity and (self._idle or self._queued):
             victim, _ = self._idle.popitem(last=False) if self._idle else self._queued.popitem()

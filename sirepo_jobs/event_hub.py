@@ -7,12 +7,13 @@ falls behind the ring and reads on from the store.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from itertools import islice
 
 from .store import Store
 from .store.unit import EventRow
 
-#: Newest rows kept in memory.
-RING = 512
+#: Newest rows kept in memory: those of a few large batches.
+RING = 4096
 #: Rows read from the store at once.
 PAGE = 500
 #: Positions looked at in one go for the events of one user, who may have few among many.
@@ -62,7 +63,8 @@ class EventHub:
                 await self.news()
                 continue
             if self._ring and position >= self._ring[0].seq - 1:
-                rows = [row for row in self._ring if row.seq > position]
+                # positions have no gaps, so this many are new
+                rows = list(islice(reversed(self._ring), self.last - position))[::-1]
                 position = rows[-1].seq
             else:
                 upto = min(self.last, position + WINDOW)

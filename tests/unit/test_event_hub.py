@@ -61,3 +61,24 @@ async def test_a_user_with_few_events_among_many_gets_each_of_them_in_bounded_lo
             assert [row.seq for row in await coming] == [1200]
     finally:
         await store.close()
+
+
+async def test_a_listener_that_is_behind_gets_every_row_of_the_ring_once(tmp_path: Path) -> None:
+    """However far behind it is, and however the pieces fall, without a look into the store."""
+    store = Store.open(f"sqlite:///{tmp_path}/jobs.db")
+    store.start(asyncio.get_running_loop(), lambda error: None)
+    try:
+        hub = EventHub(store, 100)
+        rows = [an_event(seq, "ann") for seq in range(101, 151)]
+        for start, stop in ((0, 1), (1, 30), (30, 50)):
+            hub.publish(rows[start:stop])
+        for after in (100, 101, 129, 130, 149):
+            async with aclosing(hub.follow(after, user=None)) as flow:
+                assert [row.seq for row in await anext(flow)] == list(range(after + 1, 151))
+                coming = asyncio.ensure_future(anext(flow))
+                await asyncio.sleep(0)
+                assert not coming.done()
+                coming.cancel()
+                await asyncio.wait({coming})
+    finally:
+        await store.close()
