@@ -15,6 +15,7 @@ from typing import Final
 from sirepo_jobs.agents import process
 
 _ROOT: Final = "/sys/fs/cgroup/pids"
+_PREFIX: Final = "sirepo_jobs-"
 _NEVER: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -67,14 +68,14 @@ class Pen:
 
 
 class Pens:
-    """The pens of one spawner. Those of spawners of this agent that are no more are cleared away."""
+    """The pens of one spawner. Those of spawners that were killed are cleared away, whose ever they were."""
 
     def __init__(self, agent: str) -> None:
         self._free: list[Pen] = []
         self._made = 0
         above = process.cgroup_of(os.getpid(), "pids")
         self._home = "" if above is None else f"{_ROOT}{above.rstrip('/')}"
-        self._prefix = f"sirepo_jobs-{agent}-"
+        self._prefix = f"{_PREFIX}{agent}-"
         #: Whether pens can be made here, as far as is known.
         self._possible = bool(self._home) and os.access(f"{self._home}/tasks", os.W_OK)
         if self._possible:
@@ -122,8 +123,8 @@ class Pens:
     def _clear(self) -> None:
         with suppress(OSError):
             for name in os.listdir(self._home):
-                pid = name.removeprefix(self._prefix).partition("-")[0]
-                if name.startswith(self._prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                words = name.rsplit("-", 2)
+                if name.startswith(_PREFIX) and len(words) == 3 and not os.path.exists(f"/proc/{words[1]}"):
                     with suppress(OSError):  # somebody stands in it
                         os.rmdir(f"{self._home}/{name}")
 

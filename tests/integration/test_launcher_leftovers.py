@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.agent_stage import appears, carrying, children_of, scene
+from tests.service_stage import eventually
 
 PYTHON = os.path.realpath("/proc/self/exe")
 
@@ -119,3 +121,25 @@ async def test_zombie_flood_is_reaped(tmp_path: Path) -> None:
         assert (await s.stage.ended("j")).exit_code == 0
         for spawner in s.helpers("sj-spawner"):
             assert children_of(spawner) == []
+
+
+async def test_pens_of_killed_spawners_are_cleared_away(tmp_path: Path) -> None:
+    """I22: by whichever spawner comes next on this host, while nobody stands in them."""
+    pids = Path("/sys/fs/cgroup/pids")
+    if not os.access(pids / "tasks", os.W_OK):
+        pytest.skip("no pids cgroup (version 1) can be made here")
+
+    def pens(spawner: int) -> list[Path]:
+        return list(pids.glob(f"**/sirepo_jobs-a1-{spawner}-*"))
+
+    async with scene(tmp_path) as s:
+        await s.stage.send([s.stage.run("j", ["sleep", "1000"], processes=50)])
+        await s.stage.started("j")
+        (owner,) = [pid for pid in s.helpers("sj-spawner") if pens(pid)]
+        os.kill(owner, signal.SIGKILL)
+        await eventually(lambda: len(s.helpers("sj-spawner")) == 2 and owner not in s.helpers("sj-spawner"))
+        await s.stage.send([s.stage.cancel("j", grace_secs=0.0)])
+        assert (await s.stage.ended("j")).stopped
+        (other, *_) = s.helpers("sj-spawner")
+        os.kill(other, signal.SIGKILL)
+        await eventually(lambda: not pens(owner))
