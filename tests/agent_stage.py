@@ -320,6 +320,12 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
             assert the_scene.handle is not None
             await the_scene.driver.stop(the_scene.handle, grace_secs=20)
         left = carrying(str(the_scene.run_root))
+        if the_scene.spec.slurm is not None:
+            # A payload writes its record first and ends then, as a child of Slurm's: so long is waited.
+            async with asyncio.timeout(10):
+                for pid in left:
+                    await gone(pid)
+            left = carrying(str(the_scene.run_root))
         assert not left, left
         assert "Traceback" not in the_scene.log(), the_scene.log()
 

@@ -347,8 +347,10 @@ class Connection:
                 async with asyncio.timeout(secs):
                     process = await self._host.create_process(command, encoding=None, request_pty=False)
                     try:
-                        process.stdin.write(stdin)
-                        process.stdin.write_eof()
+                        # It may have ended before it was told anything; why, is in what it said itself.
+                        with contextlib.suppress(BrokenPipeError):
+                            process.stdin.write(stdin)
+                            process.stdin.write_eof()
                         out, err = await asyncio.gather(_limited(process.stdout), _limited(process.stderr))
                         done = await process.wait()
                         return Answer(out, err, done.exit_status)

@@ -290,13 +290,17 @@ def test_two_hundred_megabytes_followed_live_arrive_whole(own_system: System) ->
     assert (ended.exit_code, ended.stdout_bytes) == (0, 200_000_000)
 
 
-def test_jobs_and_agents_outlive_the_doors(own_system: System) -> None:
+def test_jobs_and_agents_outlive_the_doors(own_system: System, tmp_path: Path) -> None:
     """SYS-16: SIGTERM ends the doors; what runs goes on, and its result is there afterwards."""
     client = own_system.client()
-    (job,) = client.submit([{"command": ["sh", "-c", "sleep 2; echo still here"]}])
+    go = tmp_path / "go"
+    (job,) = client.submit(
+        [{"command": ["sh", "-c", f"while ! [ -e {go} ]; do sleep 0.05; done; echo still here"]}]
+    )
     eventually(lambda: client.get(job.jid).state == "running")
     own_system.down()
     assert marked("still here")
+    go.touch()
     own_system.up()
     client = own_system.client()
     assert client.wait(job.jid, timeout=60).exit_code == 0

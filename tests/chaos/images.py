@@ -24,6 +24,7 @@ from sirepo_jobs.store import Store
 _CALL = re.compile(r"^(?:\d+\s+)?(\w+)\((.*)$")
 _NAMES = ("jobs.db", "jobs.db-wal")
 _SECTOR = 512
+_REPO = Path(__file__).parents[2]
 
 
 class Step(NamedTuple):
@@ -46,7 +47,7 @@ def record(count: int, directory: Path) -> tuple[dict[str, bytes], list[Step]]:
         ["strace", "-f", "-y", "-xx", "-s", "1000000", "-o", str(log), "-e",
          "trace=pwrite64,write,ftruncate,fsync,fdatasync,unlink,unlinkat",
          sys.executable, "-m", "tests.chaos.image_writer", str(root), str(count)],
-        check=True, stdout=subprocess.DEVNULL,
+        check=True, stdout=subprocess.DEVNULL, cwd=_REPO,
     )  # fmt: skip
     steps = [step for line in log.read_text().splitlines() for step in _step(line)]
     files = {name: bytearray(data) for name, data in before.items()}

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,10 @@ class House:
             self.words(*words), env=self.environ, capture_output=True, text=True, timeout=secs, check=False
         )
 
-    def up(self, *words: str) -> subprocess.Popen[str]:
+    def up(self, *words: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """`before`: a program that starts it, in words."""
         up = subprocess.Popen(
-            self.words("up", "--port", "0", "--log-level", "warning", *words),
+            [*before, *self.words("up", "--port", "0", "--log-level", "warning", *words)],
             env=self.environ,
             stdout=subprocess.PIPE,
             text=True,

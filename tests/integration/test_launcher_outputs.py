@@ -1,6 +1,7 @@
 """Outputs by offset while and after they grow, progress, and what a job can do to its files."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -290,15 +291,12 @@ async def test_long_paths_and_socket_names(tmp_path: Path, depth: int) -> None:
     deep.mkdir(parents=True)
     # Longer than a socket address can be; the stage itself must listen by a short name.
     assert len(str(deep / "socket")) > 108
-    os.chdir(deep)
-    try:
+    with contextlib.chdir(deep):
         async with scene(Path(), url=f"unix:{deep}/socket", home=f"{deep}/home", run_root=f"{deep}/run") as s:
             s.home, s.run_root = deep / "home", deep / "run"
             await s.stage.send([s.stage.shell("j", "pwd")])
             assert (await s.stage.ended("j")).exit_code == 0
             assert s.stdout("j").decode().strip() == str(s.run_dir("j"))
-    finally:
-        os.chdir("/")
 
 
 async def test_chunks_are_what_the_protocol_says(tmp_path: Path) -> None:

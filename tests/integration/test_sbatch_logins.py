@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import msgspec
 import pytest
 
@@ -349,6 +350,23 @@ async def test_shells_and_start_files_that_are_in_the_way(sshd: Sshd, tmp_path: 
         await world.hello("a", 1)
         assert await driver.look(handle) is Fate.ALIVE
         await driver.stop(handle, grace_secs=1)
+
+
+async def test_a_command_that_ended_before_it_was_told_anything_has_the_last_word(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login shell that says no and is gone at once: its words are the error, not the broken pipe to it."""
+    create = asyncssh.SSHClientConnection.create_process
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        process = await create(*args, **kwargs)
+        await process.wait_closed()
+        return process
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", late)
+    async with ssh_world(sshd, tmp_path, account="forced", bare=True) as world:
+        with pytest.raises(LaunchError, match="this account is for data transfer only"):
+            await world.driver().launch(world.spec("a"))
 
 
 @pytest.mark.parametrize(
