@@ -14,6 +14,7 @@ from sirepo_jobs.intake import Intake
 from sirepo_jobs.leases import Leases
 from sirepo_jobs.op import Need
 from sirepo_jobs.resources import Resources
+from sirepo_jobs.silence import Silence
 from sirepo_jobs.supervisor import Supervisor
 from tests.sim.agents import start_launcher
 from tests.sim.host import Host, Proc
@@ -136,6 +137,8 @@ class Node:
         self.is_serving = True
         supervisor.tasks.ensure("sweep", self._sweep)
         supervisor.tasks.ensure("leases", Leases(supervisor, self.talk).watch)
+        silence = Silence(supervisor, self.talk, patience_secs=house.silence_secs)
+        supervisor.tasks.ensure("silence", silence.watch)
         try:
             why = await self.ended
             house.world.note("stopping", self.store.epoch, why)
@@ -184,6 +187,7 @@ class House:
         self.cpus = 2
         self.job_cache, self.queue_window = 2000, 10_000
         self.idle_secs = 20.0
+        self.silence_secs = 120.0
         self.driver_trouble = ""
         self.driver = SimDriver(self)
         self.launchers: dict[str, Proc] = {}

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from sirepo_jobs import agent_claim, agent_line, agent_pool, agent_talk, leases, renewals, supervisor
+from sirepo_jobs import agent_claim, agent_line, agent_pool, agent_talk, leases, renewals, silence, supervisor
 from sirepo_jobs import tasks as tasks_module
 from sirepo_jobs.agents import (
     agent,
@@ -41,7 +41,7 @@ _REAL = SimpleNamespace(
 )  # fmt: skip
 
 #: Rooms of the supervisor whose logs nobody reads here.
-_TALKATIVE = (agent_claim, agent_line, agent_pool, agent_talk, leases, renewals, supervisor)
+_TALKATIVE = (agent_claim, agent_line, agent_pool, agent_talk, leases, renewals, silence, supervisor)
 
 
 class _Silence:

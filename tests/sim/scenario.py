@@ -44,6 +44,10 @@ FAULTS: dict[str, int] = {
 }
 
 
+#: From this seed on supervisors ask soon, and give up soon, where an agent says nothing (`silence.py`).
+IMPATIENT_FROM = 2_000_000
+
+
 class Fault(Struct, frozen=True, omit_defaults=True):
     """One thing that goes wrong."""
 
@@ -68,6 +72,7 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
     job_cache: int = 2000
     queue_window: int = 10_000
     idle_secs: float = 20.0
+    silence_secs: float = 120.0
     subscribers: int = 1
     decoys: int = 0
     #: Faults stop at this time, and everything must end soon after; None = they go on until the end.
@@ -114,6 +119,7 @@ def draw(seed: int) -> Scenario:
         subscribers=dice.choice((0, 1, 2)),
         decoys=dice.choice((0, 0, 3)),
         healed_at=healed_at,
+        silence_secs=dice.choice((3.0, 15.0)) if seed >= IMPATIENT_FROM else 120.0,
     )
 
 

@@ -42,6 +42,7 @@ class TheWorld(World):
         )
         self.house.job_cache, self.house.queue_window = scenario.job_cache, scenario.queue_window
         self.house.idle_secs = scenario.idle_secs
+        self.house.silence_secs = scenario.silence_secs
         span = max([order.at for order in scenario.orders] + [fault.at for fault in scenario.faults] + [1.0])
         healed = scenario.healed_at
         self.end_at = (healed if healed is not None else span + 5.0) + SETTLE_SECS
