@@ -12,34 +12,54 @@ die() {
     exit 1
 }
 
+# One at a time, whoever calls: apt does not wait for its own lock on the lists.
+with_apt_lock() {
+    local lock status=0
+    exec {lock}>/var/lock/sirepo-jobs-apt.lock
+    ! command -v flock >/dev/null || flock "$lock"
+    "$@" {lock}>&- || status=$?
+    exec {lock}>&-
+    return $status
+}
+
 # Debian only, and only as root: everybody else is told what to install.
 apt_install() {
     if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
         return 1
     fi
     say "installing $* with apt-get"
-    local log
+    with_apt_lock apt_install_now "$@"
+}
+
+apt_install_now() {
+    local log status=0
     log=$(mktemp)
-    if ! {
+    {
         DEBIAN_FRONTEND=noninteractive apt-get update -q &&
             DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
-    } </dev/null >"$log" 2>&1; then
-        tail -n 20 "$log" >&2
-        rm -f "$log"
-        return 1
-    fi
+    } </dev/null >"$log" 2>&1 || status=1
+    if ((status)); then tail -n 20 "$log" >&2; fi
     rm -f "$log"
+    return $status
 }
 
 # Programs of services, without Debian's own instance of the service being started.
 apt_install_programs() {
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        return 1
+    fi
+    say "installing $* with apt-get"
+    with_apt_lock apt_install_programs_now "$@"
+}
+
+apt_install_programs_now() {
     local policy=/usr/sbin/policy-rc.d mine= status=0
-    if [[ $(id -u) == 0 && ! -e $policy ]]; then
+    if [[ ! -e $policy ]]; then
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 0755 "$policy"
         mine=1
     fi
-    apt_install "$@" || status=1
+    apt_install_now "$@" || status=1
     if [[ $mine ]]; then rm -f "$policy"; fi
     return $status
 }

@@ -3,16 +3,7 @@
 # UPSTREAM says where the front end listens (127.0.0.1:8421 unless said otherwise). Prints url= and ca_file=.
 
 nginx_install() {
-    local policy=/usr/sbin/policy-rc.d mine= status=0
-    # Debian's package would start a server of its own on port 80; we want the program only.
-    if [[ $(id -u) == 0 && ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 0755 "$policy"
-        mine=1
-    fi
-    apt_install nginx-light openssl || status=1
-    if [[ $mine ]]; then rm -f "$policy"; fi
-    ((status == 0)) || die "nginx is missing (Debian, as root: apt-get install nginx-light)"
+    apt_install_programs nginx-light openssl || die "nginx is missing (Debian, as root: apt-get install nginx-light)"
 }
 
 nginx_program() {

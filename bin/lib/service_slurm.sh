@@ -14,7 +14,7 @@ slurm_install() {
     done
     if [[ $1 == yes ]] && ! { command -v slurmdbd && command -v mariadbd && command -v my_print_defaults; } >/dev/null; then missing=1; fi
     if [[ $missing ]]; then
-        apt_install "${packages[@]}" || die "Slurm is missing (Debian: apt-get install ${packages[*]})"
+        apt_install_programs "${packages[@]}" || die "Slurm is missing (Debian: apt-get install ${packages[*]})"
     fi
 }
 

@@ -15,17 +15,8 @@ sshd_password=correct-horse-7
 sshd_secret=3132333435363738393031323334353637383930
 
 sshd_install() {
-    local policy=/usr/sbin/policy-rc.d mine=
-    # Debian's package would start a server of its own on port 22; we want the programs only.
-    if [[ $(id -u) == 0 && ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 0755 "$policy"
-        mine=1
-    fi
-    local status=0
-    apt_install openssh-server openssh-client libpam-oath tcsh || status=1
-    if [[ $mine ]]; then rm -f "$policy"; fi
-    ((status == 0)) || die "sshd is missing (Debian, as root: apt-get install openssh-server libpam-oath tcsh)"
+    apt_install_programs openssh-server openssh-client libpam-oath tcsh ||
+        die "sshd is missing (Debian, as root: apt-get install openssh-server libpam-oath tcsh)"
 }
 
 sshd_is_installed() {
