@@ -165,6 +165,7 @@ class Desk:
                 case Stop(kill_jobs=kill_jobs):
                     if kill_jobs or not len(self._roster):
                         self.closing = True
+                        self._close(now)  # at once: nothing that comes behind it begins
 
     def _acked(self, seq: int) -> None:
         if seq > self._outbox.acked:
@@ -365,10 +366,13 @@ class Desk:
 
     def decide(self, now: float) -> None:
         """Once per turn, when everybody has been heard."""
-        if self.closing and not self._roster.closing:
-            self._do(self._roster.close(STOP_GRACE_SECS, _now_us(), evicted=self._evicted))
+        self._close(_now_us())
         if self._roster.standby:
             self._reserve(now)
+
+    def _close(self, at: int) -> None:
+        if self.closing and not self._roster.closing:
+            self._do(self._roster.close(STOP_GRACE_SECS, at, evicted=self._evicted))
 
     def _reserve(self, now: float) -> None:
         self._crew.reserve(now, self._more)

@@ -16,9 +16,9 @@ from sirepo_jobs.agents import process
 from sirepo_jobs.agents.crew import LAST_SECS, BackOff, Crew, Place, start_of
 from sirepo_jobs.agents.journal import Intent, Journal
 from sirepo_jobs.agents.launcher import Launcher
-from sirepo_jobs.agents.words import Go, Kill, Pause, Spawn
+from sirepo_jobs.agents.words import FromRelay, Go, Kill, Pause, Spawn
 from sirepo_jobs.driver import AgentSpec, Environment
-from sirepo_jobs.protocol import Exited
+from sirepo_jobs.protocol import Exited, Run, Stop
 from sirepo_jobs.reasons import Reason
 
 
@@ -86,6 +86,20 @@ def test_settling_tells_what_is_certain(tmp_path: Path) -> None:
     assert (found["begun"].exit_code, found["begun"].proof) == (None, "launcher_lost")
     assert (found["never"].began, found["never"].proof) == (False, "never_claimed")
     assert found["never"].reason is Reason.START_FAILED
+
+
+def test_what_comes_behind_the_word_to_stop_does_not_begin(tmp_path: Path) -> None:
+    """It was begun and ended in one breath, and shown as killed by its own signal (found by `bin/sim`)."""
+    with launcher(tmp_path / "home") as the_launcher:
+        run = Run(
+            jid="j", serial=1, attempt=1, op_id=1, command=["true"], run_dir="j/1", spec=msgspec.Raw(b"{}")
+        )
+        the_launcher._desk.hear_supervisor(FromRelay(msgs=[Stop(), run]))
+        the_launcher._desk.decide(time.monotonic())
+        the_launcher._desk.sync()
+        assert the_launcher._desk.live == 0
+    exited = ends(tmp_path / "home")["j"]
+    assert (exited.began, exited.stopped, exited.reason) == (False, False, Reason.DRAINING)
 
 
 def test_a_launcher_killed_while_it_recovers_leaves_word_of_whom_it_killed(tmp_path: Path) -> None:
