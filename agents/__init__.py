@@ -11,7 +11,8 @@
       upstream.py   the network side, as the launcher sees it
     spawner.py    parent of jobs: one small loop, two of them
       birth.py      how an attempt becomes a process
-      nursery.py    waits, keeps limits, leaves nothing behind; exit_file.py: exit.json
+      nursery.py    waits, keeps limits, leaves nothing behind
+      child.py      one attempt whose main process is our child; how its end is told; exit_file.py: exit.json
     broker.py     instead of the spawners where jobs are Slurm's: one loop, no children but Slurm's commands
       slurm_desk.py the launcher's desk then
       slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on

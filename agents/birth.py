@@ -13,7 +13,7 @@ from typing import Final
 
 from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file
-from sirepo_jobs.agents.nursery import Child
+from sirepo_jobs.agents.child import Child
 from sirepo_jobs.agents.process import MARK_ENV, marks_work, set_mark
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.reasons import Reason

@@ -14,9 +14,10 @@ import msgspec
 from sirepo_jobs import failpoints
 from sirepo_jobs.agents import exit_file, process
 from sirepo_jobs.agents.birth import unbegun
+from sirepo_jobs.agents.child import Child
 from sirepo_jobs.agents.crew import Crew, Place, start_of
 from sirepo_jobs.agents.journal import Helper, Intent, Journal, Past
-from sirepo_jobs.agents.nursery import Child, Nursery
+from sirepo_jobs.agents.nursery import Nursery
 from sirepo_jobs.agents.outbox import Kept, Outbox
 from sirepo_jobs.agents.recovery import Recovery
 from sirepo_jobs.agents.roster import Begin, Effect, End, Entry, Go, Hold, Roster, Tell, TellAgain

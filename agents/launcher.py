@@ -16,12 +16,13 @@ from typing import Final
 
 from sirepo_jobs import garbage
 from sirepo_jobs.agents import spawner
+from sirepo_jobs.agents.child import report
 from sirepo_jobs.agents.crew import Crew
 from sirepo_jobs.agents.desk import Desk
 from sirepo_jobs.agents.handover import Watch
 from sirepo_jobs.agents.journal import Journal
 from sirepo_jobs.agents.lane import Lane
-from sirepo_jobs.agents.nursery import Nursery, report
+from sirepo_jobs.agents.nursery import Nursery
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.slurm_desk import BROKERS, SlurmDesk
 from sirepo_jobs.agents.upstream import Upstream

@@ -8,7 +8,6 @@ nothing is left; only then is the attempt over. Nobody ever sleeps here: each de
 
 import heapq
 import os
-import resource
 import signal
 import threading
 import time
@@ -17,11 +16,10 @@ from contextlib import suppress
 from typing import Final
 
 from sirepo_jobs import failpoints
-from sirepo_jobs.agents import containment, exit_file, oom, process
+from sirepo_jobs.agents import process
+from sirepo_jobs.agents.child import Child
 from sirepo_jobs.agents.crowd import Crowd, families
-from sirepo_jobs.agents.pens import Pen
-from sirepo_jobs.agents.words import Over, Spawn
-from sirepo_jobs.job import Usage
+from sirepo_jobs.agents.words import Spawn
 from sirepo_jobs.reasons import Reason
 
 _LIST_BYTES: Final = 1 << 16
@@ -32,77 +30,7 @@ OUTPUT_LOOK_SECS: Final = 1.0
 _HURRIED_LOOK_SECS: Final = 0.02
 #: Who goes on growing while it is asked to end gets so much more than its limit, then KILL.
 _OVERRUN: Final = 1.25
-_LEASE_OVER: Final = "ended by its lease: there was no word from the supervisor for so long"
-_MESSAGES: Final = {
-    Reason.AGENT_LOST: "ended with its agent, which was told to go by its host",
-    Reason.OUT_OF_MEMORY: "the kernel killed it: the memory of its container was used up",
-}
-#: How it looks when the kernel kills: the job itself, or what its shell waited for.
-_KILLED: Final = (-9, 137)
 _PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
-
-
-class Child:
-    """An attempt whose main process is, or was, a child of this process."""
-
-    __slots__ = (
-        "err",
-        "kill_at",
-        "killed",
-        "lease_over",
-        "mark",
-        "measured",
-        "oom_kills",
-        "out",
-        "path",
-        "pen",
-        "pid",
-        "processes",
-        "reason",
-        "rusage",
-        "slot",
-        "spawn",
-        "started_at",
-        "started_mono",
-        "status",
-        "stopped",
-        "ticket",
-        "traffic",
-    )
-
-    def __init__(
-        self, spawn: Spawn, pid: int, path: str, started_at: int, started_mono: float, out: int, err: int
-    ) -> None:
-        self.spawn = spawn
-        self.ticket = spawn.ticket
-        self.mark = spawn.mark
-        self.pid = pid
-        self.path = path
-        self.started_at = started_at
-        #: By the monotonic clock, which alone decides about limits.
-        self.started_mono = started_mono
-        #: Open descriptors of the output files, -1 where we have none: their lengths stay true
-        #: whatever the job does to the names.
-        self.out = out
-        self.err = err
-        #: Wait status, None while the main process lives, or for ever when nobody could take it.
-        self.status: int | None = None
-        self.rusage: resource.struct_rusage | None = None
-        #: How often the kernel had killed for memory when it began.
-        self.oom_kills = oom.kills()
-        self.traffic = containment.traffic()
-        self.stopped = False
-        self.reason: Reason | None = None
-        self.lease_over = False
-        self.kill_at: float | None = None
-        self.killed = False
-        self.slot = -1
-        #: The kernel's fence around it, where there is one.
-        self.pen: Pen | None = None
-        #: Bytes of output when it was looked at last.
-        self.measured = 0
-        #: Processes and threads when it was found to have too many.
-        self.processes = 0
 
 
 class Nursery:
@@ -197,9 +125,9 @@ class Nursery:
             return
         child.kill_at = kill_at
         heapq.heappush(self._due, (kill_at, ticket, "kill"))
-        _signal_group(child, signal.SIGTERM)
+        child.signal_group(signal.SIGTERM)
         # A stopped group could not hear it.
-        _signal_group(child, signal.SIGCONT)
+        child.signal_group(signal.SIGCONT)
 
     def kill(self, ticket: int, reason: Reason | None = None) -> None:
         """KILL to the group; what is outside of it follows when the main process is gone."""
@@ -208,14 +136,14 @@ class Nursery:
             child.killed = True
             if child.pen is not None:
                 child.pen.kill()
-            _signal_group(child, signal.SIGKILL)
+            child.signal_group(signal.SIGKILL)
 
     def pause(self, ticket: int, *, on: bool) -> bool:
         """STOP or CONT the group; whether there was one."""
         child = self.alive(ticket)
         if child is None:
             return False
-        _signal_group(child, signal.SIGSTOP if on else signal.SIGCONT)
+        child.signal_group(signal.SIGSTOP if on else signal.SIGCONT)
         return True
 
     def _blame(self, child: Child, reason: Reason | None) -> bool:
@@ -262,7 +190,7 @@ class Nursery:
         left = OUTPUT_LOOK_SECS
         since = max(now - self._measured_at, 0.001)
         for child in limited:
-            size, limit = _size(child), child.spawn.output_bytes or 0
+            size, limit = child.output_bytes(), child.spawn.output_bytes or 0
             rate, child.measured = (size - child.measured) / since, size
             if size <= limit:
                 left = min(left, (limit - size) / (2 * rate)) if rate > 0 else left
@@ -440,21 +368,6 @@ def room_for(limit: int) -> int:
     return int(limit * _OVERRUN)
 
 
-def _signal_group(child: Child, number: signal.Signals) -> None:
-    # POSIT: the main process has not been reaped, so the group is its own.
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
-
-
-def _size(child: Child) -> int:
-    """Bytes of output so far; what cannot be looked at counts nothing."""
-    total = 0
-    for fd, name in ((child.out, "stdout"), (child.err, "stderr")):
-        with suppress(OSError):
-            total += (os.fstat(fd) if fd >= 0 else os.lstat(f"{child.path}/{name}")).st_size
-    return total
-
-
 def _kill_leftover(pid: int) -> None:
     """KILL to a child of ours and to its whole group at once, so that nobody in it can fork on."""
     # POSIT: we have not reaped it, so nobody else has its pid, nor its group's number; and a group
@@ -463,78 +376,3 @@ def _kill_leftover(pid: int) -> None:
         os.killpg(os.getpgid(pid), signal.SIGKILL)
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
-
-
-def report(child: Child) -> Over:
-    """The end of an attempt, from what the kernel said; closes its descriptors and writes `exit.json`."""
-    stdout_bytes = _length(child.out, f"{child.path}/stdout")
-    stderr_bytes = _length(child.err, f"{child.path}/stderr")
-    at = time.time_ns() // 1000
-    status = child.status
-    if status is None:
-        return Over(
-            ticket=child.ticket,
-            at=at,
-            started_at=child.started_at or None,
-            reason=Reason.AGENT_LOST,
-            message="the process that watched over it was killed together with it",
-            stopped=child.stopped,
-            proof="launcher_lost",
-            stdout_bytes=stdout_bytes,
-            stderr_bytes=stderr_bytes,
-        )
-    code = os.waitstatus_to_exitcode(status)
-    usage = child.rusage
-    traffic = containment.traffic()
-    if child.reason is None and not child.stopped and code in _KILLED and oom.kills() > child.oom_kills:
-        child.reason = Reason.OUT_OF_MEMORY
-    over = Over(
-        ticket=child.ticket,
-        at=at,
-        started_at=child.started_at,
-        exit_code=code if code >= 0 else None,
-        signal=-code if code < 0 else None,
-        reason=child.reason,
-        message=_message(child, (stdout_bytes or 0) + (stderr_bytes or 0)),
-        stopped=child.stopped,
-        stdout_bytes=stdout_bytes,
-        stderr_bytes=stderr_bytes,
-        usage=None
-        if usage is None
-        else Usage(
-            user_secs=usage.ru_utime,
-            system_secs=usage.ru_stime,
-            max_rss=usage.ru_maxrss * 1024,
-            read_bytes=usage.ru_inblock * 512,
-            written_bytes=usage.ru_oublock * 512,
-            container_memory=containment.memory_peak(),
-            received_bytes=traffic.received - child.traffic.received,
-            sent_bytes=traffic.sent - child.traffic.sent,
-        ),
-    )
-    exit_file.write(child.path, child.spawn, over)
-    return over
-
-
-def _message(child: Child, output_bytes: int) -> str:
-    if child.reason is Reason.OUTPUT_LIMIT:
-        limit = child.spawn.output_bytes
-        return f"wrote {output_bytes} bytes to stdout and stderr; its limit is {limit}, so it was ended"
-    if child.reason is Reason.PROCESS_LIMIT:
-        limit = child.spawn.processes
-        return f"had {child.processes} processes and threads; its limit is {limit}, so it was ended"
-    if child.reason is Reason.AGENT_LOST and child.lease_over:
-        return _LEASE_OVER
-    return _MESSAGES.get(child.reason, "") if child.reason else ""
-
-
-def _length(fd: int, path: str) -> int | None:
-    try:
-        if fd < 0:
-            return os.lstat(path).st_size
-        return os.fstat(fd).st_size
-    except OSError:
-        return None
-    finally:
-        if fd >= 0:
-            os.close(fd)

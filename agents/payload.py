@@ -16,7 +16,8 @@ from typing import Final
 
 from sirepo_jobs.agents import exit_file, process, slurm_files
 from sirepo_jobs.agents.birth import Births, Busy
-from sirepo_jobs.agents.nursery import Child, Nursery, report
+from sirepo_jobs.agents.child import Child, report
+from sirepo_jobs.agents.nursery import Nursery
 from sirepo_jobs.agents.slurm_files import Owner
 from sirepo_jobs.agents.words import Over, Spawn
 from sirepo_jobs.reasons import Reason

@@ -17,8 +17,9 @@ from typing import Final
 from sirepo_jobs import failpoints, garbage
 from sirepo_jobs.agents import process
 from sirepo_jobs.agents.birth import Births, Busy, never, unbegun
+from sirepo_jobs.agents.child import Child, report
 from sirepo_jobs.agents.lane import Lane
-from sirepo_jobs.agents.nursery import Child, Nursery, report, room_for
+from sirepo_jobs.agents.nursery import Nursery, room_for
 from sirepo_jobs.agents.pens import Pen, Pens
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.words import (

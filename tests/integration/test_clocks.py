@@ -12,6 +12,7 @@ import pytest
 from sirepo_jobs import agent_socket
 from sirepo_jobs import protocol as p
 from sirepo_jobs.agents import nursery, process, words
+from sirepo_jobs.agents.child import Child
 from sirepo_jobs.driver import Environment
 from sirepo_jobs.job import State
 from sirepo_jobs.reasons import Reason
@@ -58,7 +59,7 @@ def test_a_host_that_was_suspended_ends_its_leases_at_the_next_look(
                     lease_secs=lease_secs,
                 )  # fmt: skip
                 pid = child.pid if lease_secs else os.getpid()
-                keeper._children[ticket] = nursery.Child(spawn, pid, str(tmp_path), 0, now, -1, -1)
+                keeper._children[ticket] = Child(spawn, pid, str(tmp_path), 0, now, -1, -1)
             keeper.take(keeper._children[0])
             keeper.expire()
             assert child.poll() is None

@@ -268,7 +268,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a signal is an exit code",
-        "agents/nursery.py",
+        "agents/child.py",
         "        signal=-code if code < 0 else None,",
         "        signal=None,",
     ),

@@ -18,6 +18,7 @@ from sirepo_jobs import tasks as tasks_module
 from sirepo_jobs.agents import (
     agent,
     birth,
+    child,
     crew,
     desk,
     exit_file,
@@ -102,9 +103,10 @@ def inside(world: World) -> Iterator[None]:
     the_socket = SimpleNamespace(socketpair=lambda: pair(world, world.current))
     changes: list[tuple[Any, str, Any]] = [
         *((room, "os", the_os) for room in (
-            birth, crew, desk, exit_file, journal, launcher, nursery, progress, readings, recovery, spawner)),
+            birth, child, crew, desk, exit_file, journal, launcher, nursery, progress, readings, recovery,
+            spawner)),
         *((room, "process", the_process) for room in (crew, desk, nursery, recovery, spawner)),
-        *((room, "signal", the_signal) for room in (launcher, spawner, nursery, recovery)),
+        *((room, "signal", the_signal) for room in (child, launcher, spawner, nursery, recovery)),
         *((room, "select", the_select) for room in (launcher, spawner)),
         *((room, "socket", the_socket) for room in (launcher, spawner)),
         # which signals this process ignores is none of the world's business
@@ -120,7 +122,7 @@ def inside(world: World) -> Iterator[None]:
         (time, "monotonic", lambda: world.now),
         (time, "clock_gettime", lambda _clock: world.now),
         (time, "sleep", _no_sleep),
-        (nursery, "oom", SimpleNamespace(kills=lambda: 0)),
+        (child, "oom", SimpleNamespace(kills=lambda: 0)),
         (os, "urandom", world.random_bytes),
         (random, "random", world.random),
         *agents_model.REPLACED,
