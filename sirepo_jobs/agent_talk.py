@@ -138,7 +138,9 @@ class AgentTalk:
             self._supervisor.ops.own(job.op)
         self._back(job, held.state)
         if job.record.stopping:
-            self._supervisor.orders.cancel(job, record.attempt, job.spec.limits.grace)
+            # Whoever asked has no answer yet if it is not durable, and nobody would know why it ended.
+            say = partial(self._supervisor.orders.cancel, job, record.attempt, job.spec.limits.grace)
+            self._supervisor.commits.after(say)
 
     def _grant_again(self, job: ComputeJob) -> None:
         """One that the agent holds back, when it is known which others run: it may have slots already."""
@@ -165,13 +167,15 @@ class AgentTalk:
                 return  # the next connection compares anew
             _log.warning("agent holds a foreign attempt", jid=item.jid, attempt=item.attempt, stale=stale)
             if stale:
-                line.say(
-                    protocol.Cancel(
-                        jid=item.jid, serial=item.serial, attempt=item.attempt, op_id=0, grace_secs=0.0
-                    )
-                )
+                self._supervisor.commits.after(partial(self._end_stale, line, item))
             else:
                 agent.foreign.add(f"{item.jid}/{item.attempt}")
+
+    @staticmethod
+    def _end_stale(line: Line, item: protocol.Held) -> None:
+        line.say(
+            protocol.Cancel(jid=item.jid, serial=item.serial, attempt=item.attempt, op_id=0, grace_secs=0.0)
+        )
 
     def _is_heard(self, agent: Agent) -> bool:
         secs = self.heartbeat_secs + (

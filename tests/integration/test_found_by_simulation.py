@@ -11,6 +11,7 @@ from sirepo_jobs import protocol as p
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.job import State
 from sirepo_jobs.reasons import Reason
+from sirepo_jobs.store.unit import Unit
 from tests.integration.test_supervisor import TRUE, house_of
 from tests.integration.test_supervisor_races import with_one_running
 from tests.scripted import ScriptedDriver
@@ -160,10 +161,30 @@ async def test_a_cancel_that_went_with_the_connection_is_said_again(tmp_path: Pa
         await house.supervisor.commits.durable()
         agent.said.clear()
         agent.connect(house.talk)
-        (word,) = agent.heard(p.Cancel)
+        (word,) = await agent.until(lambda: agent.heard(p.Cancel))
         assert (word.jid, word.attempt) == (jid, 1)
         agent.exits(jid, None, signal=15, stopped=True)
         assert (await house.over(jid)).record.state is State.CANCELED
+
+
+async def test_a_cancel_that_is_not_durable_is_not_said_to_an_agent_that_calls_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk failed, the cancel was forgotten, the job had died of a signal "of its own" (I10, seed 22112)."""
+    async with house_of(tmp_path) as house:
+        jid, agent = await with_one_running(house)
+        held: list[Unit] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(house.store, "submit", held.append)
+            agent.cut()
+            house.cancel(await house.job(jid))
+            agent.connect(house.talk)
+            while not held:
+                await asyncio.sleep(0)
+            assert not agent.heard(p.Cancel)
+        for unit in held:
+            house.store.submit(unit)
+        await agent.until(lambda: agent.heard(p.Cancel))
 
 
 async def test_after_a_restart_nobody_gets_the_slots_of_one_that_runs(tmp_path: Path) -> None:

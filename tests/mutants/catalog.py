@@ -301,8 +301,8 @@ MUTANTS: Final = (
     Mutant(
         "a cancel is not repeated to an agent that comes back",
         "sirepo_jobs/agent_talk.py",
-        "        if job.record.stopping:\n            self._supervisor.orders.cancel(job, record.attempt, job.spec.limits.grace)\n\n",
-        "\n",
+        "            self._supervisor.commits.after(say)\n",
+        "            pass\n",
         "tests/integration/test_found_by_simulation.py",
     ),
     Mutant(
