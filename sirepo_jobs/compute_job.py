@@ -25,6 +25,8 @@ from .store.unit import NewJob
 
 _log = structlog.get_logger(__name__)
 
+#: A job in memory may have so many bytes of spec, on average: big ones leave room for fewer (C16).
+SPEC_BYTES = 4096
 #: So many jobs that cannot be read are remembered, to be explained.
 MAX_DAMAGED = 10_000
 
@@ -55,7 +57,7 @@ def revive(stored: StoredJob) -> "ComputeJob":
 class ComputeJob:
     """A job: its record, its spec, its run op and whoever waits for it to change."""
 
-    __slots__ = ("_changed", "fixed", "op", "pins", "record", "scheduling", "seen", "spec")
+    __slots__ = ("_changed", "fixed", "op", "pins", "record", "scheduling", "seen", "spec", "spec_bytes")
 
     def __init__(self, record: JobRecord, fixed: NewJob, spec: JobSpec) -> None:
         self.record = record
@@ -65,6 +67,8 @@ class ComputeJob:
         self.op: Op | None = None
         #: Where the present attempt stands with its batch scheduler, as its agent last told.
         self.scheduling: Scheduling | None = None
+        #: For counting what is in memory.
+        self.spec_bytes = len(fixed.spec)
         #: Requests that are looking at this job.
         self.pins = 0
         #: Version whose commit is done: what readers may see.
@@ -128,6 +132,8 @@ class JobTable:
         self._store = store
         self._capacity = capacity
         self._jobs: dict[str, ComputeJob] = {}
+        #: Bytes of their specs.
+        self._spec_bytes = 0
         #: Evictable ones, the longest unused first.
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._queued: OrderedDict[str, None] = OrderedDict()
@@ -161,12 +167,15 @@ class JobTable:
     def add(self, job: ComputeJob) -> None:
         """Take in a job that was just made."""
         self._jobs[job.jid] = job
+        self._spec_bytes += job.spec_bytes
         self.release(job)
 
     @property
     def full(self) -> bool:
         """Half of the memory for jobs is taken by queued ones; further ones can stay rows."""
-        return len(self._queued) >= self._capacity // 2
+        return (
+            len(self._queued) >= self._capacity // 2 or self._spec_bytes >= self._capacity * SPEC_BYTES // 2
+        )
 
     @contextlib.asynccontextmanager
     async def hold(self, jid: str) -> AsyncIterator[ComputeJob | None]:
@@ -240,9 +249,13 @@ class JobTable:
         # most that are looked at have an op: the short answer first
         if job.op is None and job.evictable and jid not in self._next and jid not in self._wanted:
             (self._queued if job.record.state is State.PENDING else self._idle)[jid] = None
-        while len(self._jobs) > self._capacity and (self._idle or self._queued):
+        while self._too_many and (self._idle or self._queued):
             victim, _ = self._idle.popitem(last=False) if self._idle else self._queued.popitem()
-            del self._jobs[victim]
+            self._spec_bytes -= self._jobs.pop(victim).spec_bytes
+
+    @property
+    def _too_many(self) -> bool:
+        return len(self._jobs) > self._capacity or self._spec_bytes > self._capacity * SPEC_BYTES
 
     def active(self) -> list[ComputeJob]:
         """Jobs of which an agent holds an attempt."""

@@ -125,4 +125,4 @@ class Orders:
 
 def _limit(asked: int | None, most: int | None) -> int | None:
     """What a job gets that asks for this where the installation gives at most that; None = no limit."""
-    return asked if most is None else most if asked is None else min(asked, most)
+    return min((limit for limit in (asked, most) if limit is not None), default=None)

@@ -327,7 +327,7 @@ SETTINGS: dict[str, Setting] = {
     "dead_token_keep_secs": Setting(
         _secs(0, 1e9), 90 * 86400.0, "so long an expired or revoked token is still listed"
     ),
-    "job_cache_size": Setting(_integer(1, 10_000_000), 8000, "jobs kept in memory beside the active ones"),
+    "job_cache_size": Setting(_integer(1, 10_000_000), 6000, "jobs kept in memory beside the active ones"),
     "queue_window": Setting(
         _integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"
     ),

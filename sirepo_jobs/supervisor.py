@@ -44,7 +44,7 @@ from .orders import Orders
 from .output import Readings
 from .reasons import Reason
 from .scheduler import Scheduler
-from .spec import Changes, JobSpec, changed
+from .spec import Changes, changed
 from .store import Store
 from .store.unit import EventRow, Unit
 from .tasks import Tasks
@@ -52,12 +52,7 @@ from .token_book import TokenBook
 
 _log = structlog.get_logger(__name__)
 
-#: Jobs read ahead of their turn, and rows in one page of the queue.
-READ_AHEAD = 256
-PAGE = 2000
-
 _encode = msgspec.json.Encoder().encode
-_decode_spec = msgspec.json.Decoder(JobSpec).decode
 
 
 class _Changes:

@@ -1,4 +1,4 @@
-"""Which event may lead from which state to which, for jobs and for agents: two tables, and nothing else.
+"""Which event may lead from which state to which, for jobs and for agents: two tables, and their chart.
 
 `NEXT` lists for every (state, event) the states of a job that it may lead to; where more than one is
 listed, `lifecycle.step` chooses by what the event proves. A pair that is not listed is the sender's fault.

@@ -228,7 +228,7 @@ class Client(AbstractContextManager["Client"]):
         while True:
             left = _WAIT_SECS if deadline is None else max(0.0, min(deadline - monotonic(), _WAIT_SECS))
             # one question, answered at the end: whatever happens to the job before is nobody's business here
-            params = {"wait": f"{left:g}s", "until": "ended"}
+            params = {"wait": f"{left:.3f}s", "until": "ended"}
             job = job_of(self.transport.call("GET", _path(jid), params, read_secs=READ_SECS + left))
             if job.ended:
                 return job

@@ -170,7 +170,7 @@ async def test_a_cancel_that_went_with_the_connection_is_said_again(tmp_path: Pa
 async def test_a_cancel_that_is_not_durable_is_not_said_to_an_agent_that_calls_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk failed, the cancel was forgotten, the job had died of a signal "of its own" (I10, seed 22112)."""
+    """The disk failed, the cancel was forgotten, and a signal "of its own" had killed the job (I10)."""
     async with house_of(tmp_path) as house:
         jid, agent = await with_one_running(house)
         held: list[Unit] = []

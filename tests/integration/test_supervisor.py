@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sirepo_jobs import protocol as p
 from sirepo_jobs.agent_pool import AgentPool
 from sirepo_jobs.agent_talk import AgentTalk
-from sirepo_jobs.compute_job import ComputeJob
+from sirepo_jobs.compute_job import SPEC_BYTES, ComputeJob
 from sirepo_jobs.driver import Fate, Handle
 from sirepo_jobs.errors import BadInput, Conflict
 from sirepo_jobs.events import CancelAsked
@@ -414,6 +415,20 @@ async def test_ten_thousand_queued_jobs_are_rows(tmp_path: Path) -> None:
         assert (await house.over(jids[-1])).record.state is State.CANCELED
         page = await house.store.find_jobs(JobQuery(user="ann", states=[State.PENDING], limit=5))
         assert len(page.jobs) == 5
+
+
+async def test_big_jobs_leave_room_for_fewer_in_memory(tmp_path: Path) -> None:
+    """C16: what is in memory is bounded in bytes, too; all run."""
+    big = msgspec.structs.replace(TRUE, env={"BIG": "x" * 100_000})
+    async with house_of(tmp_path, ScriptedDriver(cpus=4), job_cache=200) as house:
+        jids = await house.submit(*[big] * 60)
+        assert len(house.supervisor.jobs) <= 200 * SPEC_BYTES // 100_000 + 1
+        agent = await house.agent()
+        for _ in jids:
+            run = await agent.until(lambda: next((r for r in agent.runs if agent.states[r] != "ended"), None))
+            agent.exits(run, at=1001)
+        for jid in jids:
+            assert (await house.over(jid)).record.state is State.COMPLETED
 
 
 async def test_a_queue_longer_than_memory_runs_to_its_end(tmp_path: Path) -> None:
