@@ -26,19 +26,22 @@ class Pen:
         os.mkdir(path, 0o700)
         self.path = path
         self.limit = 0
+        #: The spawner itself stands in it.
+        self.holds_spawner = False
 
     def enter(self, limit: int) -> None:
         """What this process starts from now on is inside, and has room for so many. Raises `OSError`."""
         if limit != self.limit:
-            # One more for the spawner itself, which stands in it for a while.
+            # One more for the spawner itself, which stands in it for a while; `count` leaves it out.
             _write(f"{self.path}/pids.max", b"%d" % (limit + 1))
             self.limit = limit
         _write(f"{self.path}/tasks", b"0")
+        self.holds_spawner = True
 
     def count(self) -> int:
-        """Processes and threads in it now; zombies too, and perhaps the spawner."""
+        """Processes and threads of the attempt in it now; zombies too."""
         with suppress(OSError, ValueError), open(f"{self.path}/pids.current", "rb") as file:  # noqa: PTH123
-            return int(file.read())
+            return int(file.read()) - self.holds_spawner
         return 0
 
     def kill(self) -> None:
@@ -72,6 +75,8 @@ class Pens:
 
     def __init__(self, agent: str) -> None:
         self._free: list[Pen] = []
+        #: Where this process stands.
+        self._at: Pen | None = None
         self._made = 0
         above = process.cgroup_of(os.getpid(), "pids")
         self._home = "" if above is None else f"{_ROOT}{above.rstrip('/')}"
@@ -82,20 +87,22 @@ class Pens:
             self._clear()
 
     def enter(self, limit: int | None) -> Pen | None:
-        """Stand in an empty pen; None where there is none, or no limit."""
-        if limit is None:
-            self._leave()
-            return None
-        if not self._possible:
-            return None
-        try:
-            pen = self._free.pop() if self._free else self._make()
-            pen.enter(limit)
-        except OSError as exc:
-            # One that was used before may have been taken away; what is never ours to make stays so.
-            self._possible = exc.errno not in _NEVER
-            return None
-        return pen
+        """Stand in an empty pen; in none, and None, where there is none or no limit.
+
+        Raises `OSError` where the pen of the attempt before cannot be left: what began now would end with it.
+        """
+        if limit is not None and self._possible:
+            try:
+                pen = self._free.pop() if self._free else self._make()
+                pen.enter(limit)
+            except OSError as exc:
+                # One that was used before may have been taken away; what is never ours to make stays so.
+                self._possible = exc.errno not in _NEVER
+            else:
+                self._stand_in(pen)
+                return pen
+        self._leave()
+        return None
 
     def empty(self, pen: Pen) -> None:
         """Everybody who was born in it is gone."""
@@ -103,7 +110,8 @@ class Pens:
 
     def close(self) -> None:
         """Take all of them down, as far as nobody stands in them."""
-        self._leave()
+        with suppress(OSError):
+            self._leave()
         for number in range(1, self._made + 1):
             with suppress(OSError):  # somebody stands in it
                 os.rmdir(self._path(os.getpid(), number))
@@ -116,9 +124,14 @@ class Pens:
         return f"{self._home}/{self._prefix}{pid}-{number}"
 
     def _leave(self) -> None:
-        if self._made:
-            with suppress(OSError):
-                _write(f"{self._home}/tasks", b"0")
+        if self._at is not None:
+            _write(f"{self._home}/tasks", b"0")
+            self._stand_in(None)
+
+    def _stand_in(self, pen: Pen | None) -> None:
+        if self._at is not None and self._at is not pen:
+            self._at.holds_spawner = False
+        self._at = pen
 
     def _clear(self) -> None:
         with suppress(OSError):

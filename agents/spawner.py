@@ -166,9 +166,8 @@ class Spawner:
             self._end(never(spawn, Reason.START_FAILED, "its lease ended before it began"), spawn.cpus)
             return
         pen = None
-        if self._pens is not None:
-            pen = self._pens.enter(None if spawn.processes is None else room_for(spawn.processes))
         try:
+            pen = self._enter_pen(spawn)
             child = self._births.start(spawn)
         except Busy as exc:
             self._leave(pen)
@@ -185,6 +184,14 @@ class Spawner:
         child.slot = self._slate.note(child.ticket, child.pid, child.started_at, instead_of)
         self._nursery.take(child)
         self._young.append((child.started_mono + QUIET_SECS, child))
+
+    def _enter_pen(self, spawn: Spawn) -> Pen | None:
+        if self._pens is None:
+            return None
+        try:
+            return self._pens.enter(None if spawn.processes is None else room_for(spawn.processes))
+        except OSError as exc:
+            raise Busy(f"cannot leave the process limit of the attempt before: {exc.strerror}") from exc
 
     def _leave(self, pen: Pen | None) -> None:
         if pen is not None and self._pens is not None:

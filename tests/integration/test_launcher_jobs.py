@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from sirepo_jobs.agents.process import stat_of
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import appears, carrying, scene
+from tests.service_stage import eventually
 
 PYTHON = os.path.realpath("/proc/self/exe")
 
@@ -402,6 +404,50 @@ async def test_a_fork_bomb_is_ended_as_a_whole_and_its_neighbors_do_not_notice(
         assert (exited.reason, exited.stopped) == (Reason.PROCESS_LIMIT, True)
         assert f"its limit is {limit}" in exited.message
         assert not carrying("SIREPO_JOBS_JID=bomb")
+
+
+def said(gate: Path) -> bool:
+    """A line for whoever reads there; False while nobody does."""
+    try:
+        fd = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    os.write(fd, b"\n")
+    os.close(fd)
+    return True
+
+
+async def test_a_job_that_stands_exactly_at_its_limit_is_left_alone(tmp_path: Path) -> None:
+    """F050: also while its spawner, which started nothing since, stands in its pen."""
+    limit = 16
+    script = "mkfifo gate; i=0; while [ $i -lt {} ]; do i=$((i+1)); sleep 1000 & done; : > up; read x < gate"
+    async with scene(tmp_path) as s:
+        # One of each for each spawner: the last one started is the one in whose pen it stands.
+        for jid in ("over0", "over1", "exact0", "exact1"):
+            text = script.format(limit - 1)
+            if jid.startswith("over"):
+                text = "mkfifo go; read x < go; " + script.format(limit + 2)
+            await s.stage.send([s.stage.shell(jid, text, processes=limit)])
+            started = await s.stage.started(jid)
+            assert started.pid
+        for n in range(2):
+            await appears(s.run_dir(f"exact{n}") / "up")
+        parents: dict[str, set[int]] = {"over": set(), "exact": set()}
+        for message in s.stage.durable:
+            stat = stat_of(message.pid)
+            assert stat is not None
+            parents[message.jid[:-1]].add(stat.parent)
+        assert parents["over"] == parents["exact"] == set(s.helpers("sj-spawner"))
+        # Whoever counts these counts the others with them.
+        for n in range(2):
+            await eventually(partial(said, s.run_dir(f"over{n}") / "go"))
+        for n in range(2):
+            exited = await s.stage.ended(f"over{n}")
+            assert (exited.reason, exited.stopped) == (Reason.PROCESS_LIMIT, True)
+        for n in range(2):
+            await eventually(partial(said, s.run_dir(f"exact{n}") / "gate"))
+            exited = await s.stage.ended(f"exact{n}")
+            assert (exited.exit_code, exited.reason, exited.stopped) == (0, None, False)
 
 
 MEMORY = Path("/sys/fs/cgroup/memory")
