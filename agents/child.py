@@ -101,8 +101,9 @@ class Child:
 
 def report(child: Child) -> Over:
     """The end of an attempt, from what the kernel said; closes its descriptors and writes `exit.json`."""
-    stdout_bytes = _length(child.out, f"{child.path}/stdout")
-    stderr_bytes = _length(child.err, f"{child.path}/stderr")
+    stdout_bytes = _close_and_measure(child.out, f"{child.path}/stdout")
+    stderr_bytes = _close_and_measure(child.err, f"{child.path}/stderr")
+    child.out = child.err = -1
     at = time.time_ns() // 1000
     status = child.status
     if status is None:
@@ -162,7 +163,8 @@ def _message(child: Child, output_bytes: int) -> str:
     return _MESSAGES.get(child.reason, "") if child.reason else ""
 
 
-def _length(fd: int, path: str) -> int | None:
+def _close_and_measure(fd: int, path: str) -> int | None:
+    """The length of an output, whose descriptor, if there is one, is closed in any case."""
     try:
         if fd < 0:
             return os.lstat(path).st_size
