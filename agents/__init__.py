@@ -12,7 +12,9 @@
     spawner.py    parent of jobs: one small loop, two of them
       birth.py      how an attempt becomes a process
       nursery.py    waits, keeps limits, leaves nothing behind
+      crowd.py      when to count processes, and whose they are; pens.py: the kernel's limit on them
       child.py      one attempt whose main process is our child; how its end is told; exit_file.py: exit.json
+      containment.py, oom.py: what a container of our own used; whether its memory ran out
     broker.py     instead of the spawners where jobs are Slurm's: one loop, no children but Slurm's commands
       slurm_desk.py the launcher's desk then
       slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on
@@ -22,7 +24,10 @@
     payload.py    inside a Slurm job: claims, runs and records the attempt
     agent.py      the network side: connects out, again for ever
       session.py    one connection; link.py: to the launcher; attempts.py: what lives
+      unrenewed.py  pure: orders with a lease wait until that is surely renewed
       readings.py   outputs by offset; progress.py; run_tree.py of the floor below: opened safely
+      file_readings.py other files, in ranges; listing.py: what lies there; archive.py: all of it as a zip
+      hang.py       file systems that do not answer are noticed, and not waited for again
     handover.py   one agent for a home that several login nodes share
     bundles.py    versions of the agent that lie on a cluster, and the end of those that nobody needs
     relay.py      carries one caller of a socket over standard streams, for a driver

@@ -111,7 +111,7 @@ def _needed(root: str) -> set[str] | None:
                 user = _read(path)
             except FileNotFoundError:
                 continue
-            except (OSError, msgspec.DecodeError):
+            except (OSError, ValueError, RecursionError):
                 return None
             if user.is_dead:
                 continue

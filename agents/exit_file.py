@@ -19,6 +19,8 @@ from sirepo_jobs.reasons import Reason
 NAME: Final = "exit.json"
 #: A spec may have a megabyte, and its text may be escaped.
 _MAX_BYTES: Final = 8 << 20
+#: No number in it is larger: what nobody counts so far is no record of ours, and could not be passed on.
+_MOST: Final = 1 << 53
 
 
 class ExitFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,10 +83,14 @@ def _make(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     whole = False
     try:
-        failpoints.hit("exit_file.made")
-        whole = os.write(fd, data) == len(data)
+        try:
+            failpoints.hit("exit_file.made")
+            written = os.write(fd, data)
+        finally:
+            # A file server may say only now that it is full.
+            os.close(fd)
+        whole = written == len(data)
     finally:
-        os.close(fd)
         if not whole:
             os.unlink(path)
     failpoints.hit("exit_file.in_place")
@@ -103,18 +109,26 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def read(run_path: str, jid: str, attempt: int) -> ExitFile | None:
-    """What stands there, if it is whole and speaks of this attempt."""
+    """What stands there, if it is whole and speaks of this attempt. Jobs can write there what they like."""
     try:
         fd = os.open(f"{run_path}/{NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         found = _decode(os.read(fd, _MAX_BYTES))
-    except (OSError, msgspec.DecodeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
+        # POSIT: this is all that decoding raises; bytes that are no text are a ValueError too.
         return None
     finally:
         os.close(fd)
-    return found if (found.jid, found.attempt) == (jid, attempt) else None
+    return found if (found.jid, found.attempt) == (jid, attempt) and _can_be(found) else None
+
+
+def _can_be(found: ExitFile) -> bool:
+    numbers = [found.started_at, found.ended_at, found.exit_code, found.signal]
+    numbers += [found.stdout_bytes, found.stderr_bytes]
+    numbers += msgspec.structs.astuple(found.usage) if found.usage is not None else ()
+    return all(number is None or abs(number) <= _MOST for number in numbers)
 
 
 def as_over(found: ExitFile, ticket: int) -> words.Over:

@@ -91,7 +91,7 @@ def _owner(home: str) -> _Owner | None:
     try:
         with open(f"{home}/launcher.json", "rb") as file:  # noqa: PTH123
             return msgspec.json.decode(file.read(), type=_Owner)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -451,7 +451,7 @@ def _wanted(spawn: Spawn) -> Wanted:
     """What the job asks of Slurm, from its spec."""
     try:
         return _decode_wanted(spawn.spec)
-    except msgspec.DecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadInput(f"slurm: {exc}") from None
 
 

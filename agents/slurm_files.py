@@ -205,7 +205,7 @@ def _read(path: str, kind: type[_Kind]) -> _Kind | None:
         return None
     try:
         return msgspec.json.decode(os.read(fd, _MAX_BYTES), type=kind)
-    except (OSError, msgspec.DecodeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
     finally:
         os.close(fd)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         # In the foreground a line is enough: not every stdin of a container can be closed by its other side.
         said = sys.stdin.buffer.readline() if argv[0] == "run" else sys.stdin.buffer.read()
         spec = msgspec.json.decode(said, type=AgentSpec)
-    except msgspec.DecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         sys.stderr.write(f"stdin is no AgentSpec: {exc}\n")
         return 2
     if argv[0] == "reach":
@@ -105,7 +105,7 @@ def read_launcher_file(home: str) -> LauncherFile | None:
     try:
         with open(f"{home}/launcher.json", "rb") as file:  # noqa: PTH123 - pathlib costs its import
             found = msgspec.json.decode(file.read(), type=LauncherFile)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     here = found.node in ("", handover.node()) and found.boot_id == process.boot_id()
     if here and process.alive(found.pid, found.start):

@@ -62,7 +62,7 @@ class LocalDriver:
         answer = await _agents("start", spec, self.launch_secs)
         try:
             found = msgspec.json.decode(answer, type=_Launcher)
-        except msgspec.DecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise LaunchError(f"the launcher's answer cannot be read: {answer[:200]!r}", retry=True) from exc
         return Handle(
             agent=spec.agent,

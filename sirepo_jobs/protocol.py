@@ -506,7 +506,7 @@ def _decode_one_by_one(data: bytes | str, one: Any) -> Received:
     for raw in frame.msgs:
         try:
             msgs.append(one(raw))
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
             msgs.append(Unknown(kind=_kind(raw), why=str(exc)))
     return Received(frame.agent, frame.epoch, frame.session, frame.ack, msgs)
 
@@ -514,7 +514,7 @@ def _decode_one_by_one(data: bytes | str, one: Any) -> Received:
 def _kind(raw: msgspec.Raw) -> str:
     try:
         return _decode_kind(raw).op[:64]
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return "?"
 
 

@@ -190,7 +190,7 @@ class SbatchDriver:
             for line in said.rest.splitlines():
                 try:
                     return msgspec.json.decode(line, type=_Launcher)
-                except msgspec.DecodeError:
+                except (ValueError, RecursionError):
                     continue
         tail = await stage.run(connection, remote.log_tail(spec.home))
         raise LaunchError(

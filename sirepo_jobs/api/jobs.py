@@ -48,7 +48,7 @@ class Jobs(Handler):
         """One or many new jobs; durable when answered."""
         try:
             submission = _decode_submission(self.request.body)
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadInput(f"not a submission of the front end: {exc}") from None
         key = self.request.headers.get("Idempotency-Key")
         # without a key the same again would be other jobs, beside these

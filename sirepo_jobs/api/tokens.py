@@ -54,7 +54,7 @@ class Tokens(Handler):
             raise NotFound("there is no such page")
         try:
             order = _decode_order(self.request.body)
-        except msgspec.DecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadInput(f"not an order of the front end: {exc}") from None
         self.changing()
         text, row = await self.kept(self.supervisor.tokens.create(order, self.user))

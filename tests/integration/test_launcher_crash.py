@@ -239,6 +239,31 @@ async def test_killed_launcher_leaves_exit_records_that_are_adopted(tmp_path: Pa
         assert [m.seq for m in s.stage.durable] == list(range(1, len(s.stage.durable) + 1))
 
 
+async def test_what_a_job_writes_into_its_own_exit_record_costs_itself_alone(tmp_path: Path) -> None:
+    """C2: whatever stands there when the launcher is killed, the next one begins its work."""
+    records = {
+        "bytes": r'{"jid":"\377"}',
+        "deep": r'{"jid":' + "[" * 5000,
+        "huge": r'{"jid":"huge","serial":1,"attempt":1,"ended_at":1' + "0" * 30 + "}",
+    }
+    async with scene(tmp_path) as s:
+        for jid, record in records.items():
+            await s.stage.send([s.stage.shell(jid, f"printf '{record}' > exit.json; {WAIT}")])
+        await s.stage.send([s.stage.shell("neighbor", "exit 7")])
+        assert (await s.stage.ended("neighbor")).exit_code == 7
+        for jid in records:
+            await appears(s.run_dir(jid) / "up")
+        # They are all that is known of these, when the spawners cannot tell any more either.
+        for pid in s.helpers("sj-spawner"):
+            os.kill(pid, signal.SIGSTOP)
+        await restart(s)
+        for jid in records:
+            exited = await s.stage.ended(jid)
+            assert (exited.proof, exited.reason) == ("launcher_lost", Reason.AGENT_LOST), jid
+        await s.stage.send([s.stage.shell("next", "exit 6")])
+        assert (await s.stage.ended("next")).exit_code == 6
+
+
 async def test_killed_launcher_leaves_nothing_running(tmp_path: Path) -> None:
     token = f"75555{os.getpid() % 100000}"
     async with scene(tmp_path) as s:

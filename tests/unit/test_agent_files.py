@@ -1,5 +1,6 @@
 """Progress lines, run files, exit records and marks: what is read from places where jobs write."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 
 from sirepo_jobs.agents import exit_file, process
+from sirepo_jobs.agents.child import Child, report
 from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.progress import MAX_LINE_BYTES, Tail, newest
 from sirepo_jobs.agents.slate import Line, Slate
@@ -146,7 +148,13 @@ def test_exit_record_is_whole_or_absent(tmp_path: Path) -> None:
     assert adopted == over
     assert exit_file.read(path, "other", 1) is None
     assert exit_file.read(path, "j", 2) is None
-    for text in (b"", b"{", b"[]", b'{"jid":"j"}', b"\xff" * 100):
+    whole = b'{"jid":"j","serial":1,"attempt":1,"ended_at":20'
+    for text in (
+        *(b"", b"{", b"[]", b'{"jid":"j"}', b"\xff" * 100, b'{"jid":"\xff"}', b'{"x":' + b"[" * 100_000),
+        whole + b"0" * 30 + b"}",
+        whole + b',"usage":{"max_rss":' + b"9" * 30 + b"}}",
+        whole + b',"signal":-18446744073709551615}',
+    ):
         (tmp_path / "exit.json").write_bytes(text)
         assert exit_file.read(path, "j", 1) is None
     (tmp_path / "exit.json").unlink()
@@ -159,6 +167,22 @@ def test_exit_record_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "exit.json").mkdir()
     exit_file.write(str(tmp_path), SPAWN, Over(ticket=1, at=1))
     assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_exit_record_that_is_cut_goes_even_if_closing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full file server may say so as late as that."""
+    close = os.close
+
+    def full(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "close", full)
+    exit_file.write(str(tmp_path), SPAWN, Over(ticket=1, at=1))
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
 
 
 def test_exit_record_takes_the_place_of_the_jobs_own_and_of_a_killed_writers(tmp_path: Path) -> None:
@@ -179,6 +203,18 @@ def test_exit_record_keeps_the_largest_spec(tmp_path: Path) -> None:
     found = exit_file.read(str(tmp_path), "j", 1)
     assert found is not None
     assert bytes(found.spec) == spec
+
+
+def test_descriptors_of_an_attempt_that_is_over_are_its_own_no_more(tmp_path: Path) -> None:
+    """Their numbers may be somebody else's by now."""
+    opened = [os.open(tmp_path / name, os.O_CREAT | os.O_WRONLY) for name in ("stdout", "stderr")]
+    os.write(opened[0], b"four")
+    ended = Child(SPAWN, 0, str(tmp_path), 0, 0.0, *opened)
+    ended.status = 0
+    over = report(ended)
+    assert (over.stdout_bytes, over.stderr_bytes) == (4, 0)
+    assert (ended.out, ended.err) == (-1, -1)
+    assert ended.output_bytes() == 4
 
 
 def test_own_process_is_known() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sirepo_jobs.agents import bundles, handover, process
-from sirepo_jobs.agents.start import LauncherFile
+from sirepo_jobs.agents import bundles, handover, process, slurm_files
+from sirepo_jobs.agents.start import LauncherFile, read_launcher_file
 
 
 class Root:
@@ -79,12 +79,25 @@ def test_what_waits_in_slurm_keeps_its_version(root: Root) -> None:
     assert bundles.tidy(str(root.path)) == ["v2"]
 
 
-@pytest.mark.parametrize("said", ["", "{", '{"agent": "a"}'])
-def test_who_does_not_say_what_he_needs_may_need_anything(root: Root, said: str) -> None:
+@pytest.mark.parametrize(
+    "said", [b"", b"{", b'{"agent": "a"}', b'{"bundle": "\xff"}', b'{"a":' + b"[" * 100_000]
+)
+def test_who_does_not_say_what_he_needs_may_need_anything(root: Root, said: bytes) -> None:
     home = root.agent("a", bundle="v5")
-    (home / "launcher.json").write_text(said)
+    (home / "launcher.json").write_bytes(said)
     assert bundles.tidy(str(root.path)) == []
     assert root.there() == ["v1", "v2", "v3", "v4", "v5"]
+
+
+@pytest.mark.parametrize("said", [b"{", b'{"agent": "\xff"}', b'{"a":' + b"[" * 100_000])
+def test_what_cannot_be_read_is_no_launcher_and_no_claim(tmp_path: Path, said: bytes) -> None:
+    """On a shared file system others write, too; it keeps nobody from starting."""
+    (tmp_path / "launcher.json").write_bytes(said)
+    assert read_launcher_file(str(tmp_path)) is None
+    assert not handover.is_ours(str(tmp_path))
+    (tmp_path / slurm_files.CLAIM / "owner.json").parent.mkdir()
+    (tmp_path / slurm_files.CLAIM / "owner.json").write_bytes(said)
+    assert slurm_files.owner_of(str(tmp_path)) is None
 
 
 def test_not_while_an_agent_starts_nor_twice_at_once(root: Root) -> None:

@@ -232,6 +232,13 @@ def test_a_newer_version_may_say_more() -> None:
     assert (got.msgs[0].kind, got.msgs[2].kind) == ("dream", "exited")
 
 
+@pytest.mark.parametrize("bad", [b'{"op":"\xff"}', b'{"op":"started","jid":"\xff"}', b'{"jid":"\xff"}'])
+def test_a_message_that_is_no_text_costs_itself_alone(bad: bytes) -> None:
+    frame = b'{"agent":"a","epoch":1,"session":1,"msgs":[%b]}' % bad
+    for decode in (p.decode_from_agent, p.decode_to_agent):
+        assert [type(m) for m in decode(frame).msgs] == [p.Unknown]
+
+
 @pytest.mark.parametrize(
     "junk",
     [
