@@ -78,6 +78,8 @@ class Agent:
         self.leases = False
         #: It can tell how far an output reaches, to somebody who opens the file.
         self.marks = False
+        #: By the loop's clock: until then nobody but itself tries to open its files.
+        self.unopened_until = 0.0
         self.health = Health()
         #: Of the launcher that called last.
         self.launcher_pid = 0

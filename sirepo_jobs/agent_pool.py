@@ -40,6 +40,8 @@ BLOCKED_SECS = 60.0
 AWAY_SECS = 30.0
 #: An agent that is told to end may take so long before it is ended.
 STOP_SECS = 10.0
+#: So long an agent whose files the front end could not open sends them itself.
+UNOPENED_SECS = 60.0
 
 
 class AgentPool:
@@ -103,6 +105,24 @@ class AgentPool:
         found = self._agents.get(agent or "")
         there = found.handle.data.get("run_root") if found is not None and found.handle is not None else None
         return str(there or self._root / "users" / user / "jobs")
+
+    def opened_here(self, agent: Agent) -> str | None:
+        """The run root of an agent whose files the front end may open; None where it sends them
+        itself.
+
+        SECURITY: S30. The path is our own, given to what we have launched on this machine, never one that an
+        agent or another host has said: a cluster's agents come through a unix socket, too, and say `marks`.
+        """
+        own = str(self._root / "users" / agent.environment.user / "jobs")
+        if agent.environment.cluster is not None or agent.handle is None:
+            return None
+        if agent.handle.data.get("run_root") != own or not agent.marks or _now() < agent.unopened_until:
+            return None
+        return own
+
+    def cannot_be_opened(self, agent: Agent) -> None:
+        """The front end could not open its files; for a while nobody tries again."""
+        agent.unopened_until = _now() + UNOPENED_SECS
 
     def at(self, environment: Environment) -> Agent:
         """The agent for an environment; made, not launched, when it is new.

@@ -72,6 +72,8 @@ class Reading:
         self.marks = marks
         #: The newest, until somebody takes it.
         self.mark: protocol.OutputMark | None = None
+        #: Device and inode that the first one named.
+        self.file: tuple[int, int] | None = None
         #: Bytes that came and that nobody has taken yet.
         self.untaken = 0
         #: What the agent said of it before the bytes, or instead of them.
@@ -240,10 +242,19 @@ class Readings:
         reading.news.set()
 
     def mark(self, agent: "Agent", message: protocol.OutputMark) -> None:
-        """The bytes reach further than before."""
+        """The bytes reach further than before. In another file they do not: whoever reads asks again."""
         reading = self._readings.get(message.op_id)
         if reading is None or reading.agent is not agent or not reading.marks:
             return
+        if reading.ended:
+            return
+        file = message.device, message.inode
+        if (reading.file or file) != file:
+            if agent.line is not None:
+                agent.line.say(protocol.StopReading(op_id=message.op_id))
+            self._end(reading, f"{reading.jid} writes into another file now", "another_file")
+            return
+        reading.file = file
         if message.offset > reading.offset:
             reading.offset = message.offset
             reading.mark = message

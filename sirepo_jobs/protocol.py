@@ -233,7 +233,8 @@ class Hello(Struct, frozen=True, kw_only=True, tag_field="op", tag="hello"):
     leases: bool = False
     #: When this was true, in seconds of the host's boot clock: one that was long under way is stale.
     made_at: float = 0.0
-    #: It is on the supervisor's host and can tell how far an output reaches instead of sending it.
+    #: It came by a unix socket and can tell how far an output reaches instead of sending it. Whether it is on
+    #: the supervisor's host is the supervisor's to know: agents of clusters come through such a socket, too.
     marks: bool = False
 
 

@@ -38,6 +38,8 @@ class Refused(Exception):
         self.code = code
 
 
+#: Whoever asks could not open an output of this agent just now.
+CANNOT_OPEN: Final = "X-Cannot-Open-Files"
 #: Whoever asks for an output can open it; what is answered then is lines with numbers: how far it reaches ...
 OPENS_FILES: Final = "X-Opens-Files"
 #: ... in this file.

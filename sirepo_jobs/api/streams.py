@@ -52,8 +52,10 @@ class Logs(Handler):
                 follow=follow and attempt == job.record.attempt,
                 begun=where.begun,
             )
-            if where.agent.marks and run_tree.OPENS_FILES in self.request.headers:
-                run_root = self.supervisor.agents.run_root(job.record.user, where.agent.name)
+            if run_tree.CANNOT_OPEN in self.request.headers:
+                self.supervisor.agents.cannot_be_opened(where.agent)
+            run_root = self.supervisor.agents.opened_here(where.agent)
+            if run_root is not None and run_tree.OPENS_FILES in self.request.headers:
                 place = OnDisk(run_root, where.path, stream, offset)
                 await self.send(self._lines(self.supervisor.readings.marks(job, **output), place))
             else:

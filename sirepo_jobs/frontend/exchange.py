@@ -18,7 +18,7 @@ from tornado.http1connection import HTTP1Connection
 
 from sirepo_jobs.errors import BadInput, Error, RemoteError, TooLarge, Unauthorized, Unavailable
 from sirepo_jobs.resources import parse_secs
-from sirepo_jobs.run_tree import ON_DISK, OPENS_FILES, OnDisk, Refused
+from sirepo_jobs.run_tree import CANNOT_OPEN, ON_DISK, OPENS_FILES, OnDisk, Refused
 from sirepo_jobs.spec import JobSpec, parse_submission
 
 from . import limits, openapi, query
@@ -273,6 +273,7 @@ class Exchange(httputil.HTTPMessageDelegate):
                 await self._pass.settled.wait()
             if self._opens_files or headers.pop(OPENS_FILES, None) is None:
                 return
+            headers[CANNOT_OPEN] = "1"
             self._pass = None
 
     def _idempotency_key(self) -> dict[str, str]:
@@ -319,8 +320,10 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _read_disk(self, place: str, status: int, headers: dict[str, str]) -> None:
         """The supervisor will only say how far an output reaches."""
         try:
+            found = OnDisk.from_header(place)
             self._pass = FilePass(
-                OnDisk.from_header(place),
+                found,
+                self._frontend.disk_threads.lane(found.run_root),
                 begin=lambda: self._reply.begin(status, headers, ""),
                 data=self._reply.data,
                 over=self._disk_over,
@@ -351,7 +354,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         if error is None:
             self._reply.end()
             return
-        if not isinstance(error, ConnectionError):
+        if not isinstance(error, ConnectionError) and (self._pass is None or self._pass.may_complain()):
             words = {"request_id": self._id, "path": self._path, "why": str(error)}
             log.warning("an output cannot be read here", extra=words)
         if self._pass is not None:

@@ -6,16 +6,23 @@ them from the file to the client's socket, and where that cannot be (TLS) they a
 """
 
 import asyncio
+import logging
 import os
 import select
+import socket
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from contextlib import suppress
+from typing import Any, Final
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.run_tree import OnDisk, Refused
+
+from .disk_threads import Lane
+
+log = logging.getLogger(__name__)
 
 #: Copied at once. Many readers may be slow, and each of them has so much in memory.
 COPIED_BYTES: Final = 128 << 10
@@ -23,12 +30,15 @@ COPIED_BYTES: Final = 128 << 10
 MOVED_BYTES: Final = 8 << 20
 #: A thread waits so long for a client who is fast; for others the loop waits.
 PATIENCE_MS: Final = 5
-#: A disk that does not answer holds up these, and nobody else.
-THREADS: Final = 4
+#: Then it is another one's turn.
+TURN_SECS: Final = 1.0
+#: In a file at once: whoever has a disk so slow that this takes longer than `READ_SECS` is not waited for.
+STEP_BYTES: Final = 1 << 20
+#: A file that is not open by then comes by way of its agent.
+OPEN_SECS: Final = 2.5
+#: An output whose disk does not answer for so long breaks off.
+READ_SECS: Final = 10.0
 _MAX_LINE_BYTES: Final = 32
-
-_Result = TypeVar("_Result")
-_threads = ThreadPoolExecutor(THREADS, thread_name_prefix="output")
 
 
 class FilePass:
@@ -37,16 +47,19 @@ class FilePass:
     def __init__(
         self,
         place: OnDisk,
+        lane: Lane,
         *,
         begin: Callable[[], None],
         data: "Callable[[bytes], asyncio.Future[None] | None]",
         over: Callable[[Exception | None], None],
         direct: IOStream | None,
     ) -> None:
-        """`begin`: told once the file is open. `data`: takes a piece, as `Answer.data` does. `over`: told
-        when all is sent, or what went wrong; not after `close`. `direct`: the client's connection, where the
-        answer is in chunks and whole chunks may be written to its socket."""
+        """`lane`: of the place's run root. `begin`: told once the file is open. `data`: takes a piece, as
+        `Answer.data` does. `over`: told when all is sent, or what went wrong; not after `close`.
+        `direct`: the client's connection, where the answer is in chunks and whole chunks may be written to
+        its socket."""
         self._place = place
+        self._lane = lane
         self._begin = begin
         self._data = data
         self._over = over
@@ -57,6 +70,8 @@ class FilePass:
         self._ended = False
         self._news = asyncio.Event()
         self._fd = -1
+        #: The client's socket, while its bytes are moved there.
+        self._out = -1
         #: The file is open, or never will be.
         self.settled = asyncio.Event()
         #: A thread works for us: what it has in hand must not be closed.
@@ -78,12 +93,20 @@ class FilePass:
         self._ended = True
         self._news.set()
 
+    def may_complain(self) -> bool:
+        """Whether the log has not heard of this run root for a while."""
+        return self._lane.may_complain()
+
     def close(self) -> None:
         """Nobody wants it any more; safe to repeat."""
         self._closed = True
         self.settled.set()
         if not self._at_work:
             self._task.cancel()
+        elif self._out >= 0:
+            # as long as the thread has it in hand it is not closed, whoever else closes it
+            with suppress(OSError), socket.socket(fileno=os.dup(self._out)) as client:
+                client.shutdown(socket.SHUT_RDWR)
 
     async def _run(self) -> None:
         try:
@@ -92,16 +115,24 @@ class FilePass:
             error: Exception | None = ConnectionResetError(str(exc))
         except (OSError, Refused, RemoteError) as exc:
             error = exc
+        except Exception as exc:
+            log.exception("an output broke off")
+            error = exc
         else:
             error = None
         finally:
             self.settled.set()
-            if self._fd >= 0:
-                os.close(self._fd)
+            self._let_go(self._fd)
         self._over(error)
 
+    def _let_go(self, fd: int) -> None:
+        # what a thread has in hand, while the front end ends, goes with the process
+        if fd >= 0 and not self._at_work:
+            os.close(fd)
+
     async def _send_all(self) -> None:
-        await self._in_thread(self._open)
+        self._lane.check()
+        await self._in_thread(OPEN_SECS, self._open)
         self._begin()
         self.settled.set()
         while True:
@@ -116,7 +147,7 @@ class FilePass:
             await self._news.wait()
 
     async def _copy(self, count: int) -> None:
-        piece = await self._in_thread(os.pread, self._fd, count, self._offset)
+        piece = await self._in_thread(READ_SECS, os.pread, self._fd, count, self._offset)
         if not piece:
             raise self._cut()
         self._offset += len(piece)
@@ -126,19 +157,22 @@ class FilePass:
     async def _move(self, count: int, client: IOStream) -> None:
         """One chunk, by the kernel. Nothing else is written meanwhile: what we said before was taken."""
         await client.write(b"%x\r\n" % count)
+        if client.closed():  # it was, while that was taken; there is no socket any more
+            raise StreamClosedError
         end = self._offset + count
         # a descriptor of our own: Tornado waits with the other, and each can be waited for once
-        out = os.dup(client.socket.fileno())
+        self._out = out = os.dup(client.socket.fileno())
         try:
             while self._offset < end:
-                moved = await self._in_thread(_move, self._fd, self._offset, end, out)
+                moved = await self._in_thread(READ_SECS, _move, self._fd, self._offset, end, out)
                 if moved is None:
                     raise self._cut()
                 self._offset += moved
                 if self._offset < end:
                     await self._writable(out)
         finally:
-            os.close(out)
+            self._out = -1
+            self._let_go(out)
         await client.write(b"\r\n")
 
     async def _writable(self, out: int) -> None:
@@ -156,15 +190,33 @@ class FilePass:
     def _open(self) -> None:
         self._fd = self._place.open()
 
-    async def _in_thread(self, work: Callable[..., _Result], *words: Any) -> _Result:
-        self._at_work = True
+    async def _in_thread(self, secs: float, work: Callable[..., Any], *words: Any) -> Any:
+        """What comes of `work`. After `secs` whoever reads is told that it hangs; we wait on, since a thread
+        has our descriptors in hand. Raises `Refused` when no thread is free in that time."""
+        until = time.monotonic() + secs
         try:
-            result = await asyncio.get_running_loop().run_in_executor(_threads, work, *words)
+            async with asyncio.timeout(secs):
+                future = await self._lane.begin(work, *words)
+        except TimeoutError:
+            raise self._late(secs) from None
+        self._at_work = True
+        done, _ = await asyncio.wait({future}, timeout=until - time.monotonic())
+        if not done:
+            self._lane.hangs(future)
+            if not self._closed:
+                self._over(self._late(secs))
+                self._closed = True
+        try:
+            await asyncio.wait({future})
         finally:
-            self._at_work = False
+            self._at_work = not future.done()
         if self._closed:
+            future.exception()  # of no interest
             raise asyncio.CancelledError
-        return result
+        return future.result()
+
+    def _late(self, secs: float) -> Refused:
+        return Refused(f"{self._place.run_root} has not answered for {secs:g} s", "trouble")
 
 
 def _move(fd: int, start: int, end: int, out: int) -> int | None:
@@ -172,9 +224,10 @@ def _move(fd: int, start: int, end: int, out: int) -> int | None:
     poll = select.poll()
     poll.register(out, select.POLLOUT)
     offset = start
-    while offset < end:
+    until = time.monotonic() + TURN_SECS
+    while offset < end and time.monotonic() < until:
         try:
-            moved = os.sendfile(out, fd, offset, end - offset)
+            moved = os.sendfile(out, fd, offset, min(end - offset, STEP_BYTES))
         except BlockingIOError:
             if not poll.poll(PATIENCE_MS):
                 break

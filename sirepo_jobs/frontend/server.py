@@ -32,6 +32,7 @@ from sirepo_jobs.tls import server_context
 from . import audit, auth, limits
 from .audit import AuditLog
 from .crowd import Crowd
+from .disk_threads import DiskThreads
 from .exchange import Exchange
 from .origins import Origins
 from .public import Public
@@ -72,6 +73,7 @@ class Frontend(HTTPServerConnectionDelegate):
         #: Requests under way.
         self.exchanges: set[Exchange] = set()
         self.feed = TokenFeed(upstream, tokens.copy, self.dismiss)
+        self.disk_threads = DiskThreads()
         self._quiet = asyncio.Event()
         self._looking: asyncio.TimerHandle | None = None
         self._server = _Server(
@@ -118,6 +120,7 @@ class Frontend(HTTPServerConnectionDelegate):
         await self.feed.stop()
         self.upstream.close()
         self.audit.close()
+        self.disk_threads.close()
 
     def enter(self, exchange: Exchange) -> None:
         """A request has begun."""

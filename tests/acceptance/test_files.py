@@ -18,6 +18,7 @@ import urllib3
 
 from sirepo_jobs.client import Client, Job
 from sirepo_jobs.errors import BadInput, Conflict, Forbidden, NotFound
+from tests.on_disk import place_of
 
 from .conftest import System, eventually, sha256
 
@@ -53,6 +54,17 @@ def ask(system: System, jid: str, rest: str, method: str = "GET", **headers: str
         return pool.urlopen(
             method, f"/api/v1/jobs/{jid}/files{rest}", headers={"Authorization": f"Bearer {token}", **words}
         )
+
+
+def test_a_log_is_read_where_it_lies(system: System) -> None:
+    """Decision 10: the supervisor names the place of a local job's output, and it can be opened there."""
+    client, job, run_dir = ran(system, "echo here")
+    assert b"".join(client.logs(job.jid)) == b"here\n"
+    place = place_of(system.root, job.jid, job.user)
+    assert place is not None
+    assert f"{place.run_root}/{place.run_dir}" == str(run_dir)
+    with os.fdopen(place.open(), "rb") as output:
+        assert output.read() == b"here\n"
 
 
 def test_ranges_and_conditions(system: System, filled: tuple[Client, Job, Path]) -> None:

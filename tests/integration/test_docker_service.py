@@ -28,6 +28,7 @@ from tests.docker_stage import (
     root_tar,
     write_policy,
 )
+from tests.on_disk import place_of
 
 pytestmark = pytest.mark.real("docker")
 
@@ -82,7 +83,7 @@ async def test_what_is_told_of_a_job_in_a_container(tmp_path: Path, engine: Test
     engine.docker("network", "create", "--internal", "told")
     digest = engine.docker("inspect", "-f", "{{.Id}}", "bb:1")
     gateway = json.loads(engine.docker("network", "inspect", "told"))[0]["IPAM"]["Config"][0]["Gateway"]
-    talk = f"dd if=/dev/zero of=big bs=1M count=4 conv=fsync; nc -w 1 {gateway} 9 </dev/null; true"
+    talk = f"echo here; dd if=/dev/zero of=big bs=1M count=4 conv=fsync; nc -w 1 {gateway} 9 </dev/null; true"
     try:
         async with docker_service(tmp_path, policy) as client:
 
@@ -92,6 +93,13 @@ async def test_what_is_told_of_a_job_in_a_container(tmp_path: Path, engine: Test
                 assert job.image_id == digest
                 (attempt,) = client.transport.call("GET", f"/api/v1/jobs/{job.jid}/attempts")["attempts"]
                 assert attempt["image_id"] == digest
+                # what it wrote is opened on the host, where it lies by the same name
+                assert b"".join(client.logs(job.jid)) == b"here\n"
+                place = place_of(tmp_path / "root", job.jid, job.user)
+                assert place is not None
+                assert job.run_dir == f"{place.run_root}/{place.run_dir}"
+                with os.fdopen(place.open(), "rb") as output:
+                    assert output.read() == b"here\n"
                 assert job.usage is not None
                 assert 1 << 20 < job.usage["container_memory"] < 1 << 30
                 assert job.usage["written_bytes"] >= 4 << 20
@@ -139,6 +147,7 @@ async def test_a_job_on_an_engine_far_away(tmp_path: Path, engine: TestEngine) -
                 assert job.run_dir is not None
                 assert job.run_dir.startswith("/srv/sirepo_jobs/jobs/")
                 assert not Path(job.run_dir).exists()
+                assert place_of(tmp_path / "root", job.jid, job.user) is None
                 (container,) = engine.containers()
                 (found,) = json.loads(engine.docker("inspect", container))
                 assert {mount["Type"] for mount in found["Mounts"]} == {"volume"}

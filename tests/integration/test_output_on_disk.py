@@ -1,13 +1,21 @@
 """Outputs that the front end reads itself: the supervisor only tells how far they reach (C8, I13)."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from sirepo_jobs.frontend.file_pass import COPIED_BYTES, MOVED_BYTES
-from sirepo_jobs.run_tree import OnDisk
+from sirepo_jobs.frontend import file_pass
+from sirepo_jobs.frontend.disk_threads import DiskThreads
+from sirepo_jobs.frontend.file_pass import COPIED_BYTES, MOVED_BYTES, FilePass
+from sirepo_jobs.run_tree import CANNOT_OPEN, OnDisk
 from tests.frontend_stage import Stage, stage, until
 
 LOG = "/api/v1/jobs/J1/logs/stdout?follow=1"
@@ -20,34 +28,81 @@ async def house(tmp_path: Path) -> AsyncIterator[Stage]:
 
 
 class Job:
-    """Job `J1`, whose stdout lies in a run dir."""
+    """A job, whose stdout lies in a run dir."""
 
-    def __init__(self, house: Stage) -> None:
+    def __init__(self, house: Stage, jid: str = "J1", user: str = "ann") -> None:
         self._fake = house.fake
-        self._fake.add("J1")
-        self.path = house.root / "users/ann/jobs/J1/1/stdout"
+        self._jid = jid
+        self._fake.add(jid)
+        run_root = house.root / "users" / user / "jobs"
+        self.path = run_root / jid / "1/stdout"
         self.path.parent.mkdir(parents=True)
         self.path.touch()
         info = self.path.stat()
-        place = OnDisk(str(house.root / "users/ann/jobs"), "J1/1", "stdout", 0, info.st_dev, info.st_ino)
-        self._fake.disk["J1"] = place, bytearray()
+        self.place = OnDisk(str(run_root), f"{jid}/1", "stdout", 0, info.st_dev, info.st_ino)
+        self._fake.disk[jid] = self.place, bytearray()
 
     def write(self, data: bytes) -> None:
         with self.path.open("ab") as file:
             file.write(data)
 
     async def mark(self, offset: int) -> None:
-        self._fake.disk["J1"][1].extend(b"%d\n" % offset)
-        await self._fake.change("J1")
+        self._fake.disk[self._jid][1].extend(b"%d\n" % offset)
+        await self._fake.change(self._jid)
 
     async def end(self) -> None:
-        await self._fake.change("J1", state="completed")
+        await self._fake.change(self._jid, state="completed")
+
+    async def says(self, data: bytes) -> None:
+        """All that it ever does; what comes by way of the agent is told from what lies on the disk."""
+        self.write(data)
+        await self._fake.write(self._jid, data.upper())
+        await self.mark(len(data))
+        await self.end()
 
     @property
     def is_open(self) -> bool:
         """Somebody of this process, which the front end is part of here, has it open."""
         links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
         return any(os.path.lexists(link) and os.readlink(link) == str(self.path) for link in links)
+
+
+class Disk:
+    """It answers, or whoever touches files of `hanging` waits until it does."""
+
+    def __init__(self) -> None:
+        self.hanging: OnDisk | None = None
+        self.answers = threading.Event()
+        self.touched = 0
+
+    def touch(self, path: str) -> None:
+        if self.hanging is not None and path.startswith(self.hanging.run_root):
+            self.touched += 1
+            self.answers.wait()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    it = Disk()
+    do_open, do_read, do_send = OnDisk.open, os.pread, os.sendfile
+
+    def open_(place: OnDisk) -> int:
+        it.touch(place.run_root)
+        return do_open(place)
+
+    def read(fd: int, *words: int) -> bytes:
+        it.touch(os.readlink(f"/proc/self/fd/{fd}"))
+        return do_read(fd, *words)
+
+    def send(out: int, fd: int, *words: int) -> int:
+        it.touch(os.readlink(f"/proc/self/fd/{fd}"))
+        return do_send(out, fd, *words)
+
+    monkeypatch.setattr(OnDisk, "open", open_)
+    monkeypatch.setattr(os, "pread", read)
+    monkeypatch.setattr(os, "sendfile", send)
+    yield it
+    it.answers.set()
 
 
 @pytest.mark.parametrize("size", [1, COPIED_BYTES - 1, COPIED_BYTES, MOVED_BYTES + COPIED_BYTES + 1])
@@ -169,3 +224,97 @@ async def test_a_reader_who_is_slow_or_leaves_holds_up_nobody(house: Stage) -> N
         got += len(piece)
     assert got + len(piece) > 4 * MOVED_BYTES
     await until(lambda: not job.is_open)
+
+
+async def test_a_run_root_that_hangs_holds_up_nobody_else(
+    house: Stage, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F038: its outputs come by way of the agent, those of others from the disk as before."""
+    monkeypatch.setattr(file_pass, "OPEN_SECS", 0.3, raising=False)
+    hung, well = Job(house), Job(house, "J2", "bob")
+    await hung.says(b"of ann")
+    await well.says(b"of bob")
+    disk.hanging = hung.place
+    async with asyncio.timeout(10):
+        asking = [asyncio.create_task(house.ask("GET", LOG)) for _ in range(6)]
+        await until(lambda: disk.touched == 4)
+        assert (await house.ask("GET", LOG.replace("J1", "J2"))).body == b"of bob"
+        assert [(await one).body for one in asking] == 6 * [b"OF ANN"]
+        assert CANNOT_OPEN in house.fake.asked[-1][2]
+        assert (await house.ask("GET", LOG)).body == b"OF ANN"
+        assert disk.touched == 4  # nobody has tried it again
+        said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert said == ["an output cannot be read here"]
+        disk.answers.set()
+        while (await house.ask("GET", LOG)).body != b"of ann":
+            pass
+    await until(lambda: not hung.is_open)
+
+
+@pytest.mark.parametrize("size", [3, COPIED_BYTES])
+async def test_a_read_that_hangs_ends_its_own_stream(
+    house: Stage, disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(file_pass, "READ_SECS", 0.3, raising=False)
+    hung, well = Job(house), Job(house, "J2", "bob")
+    hung.write(bytes(3 + size))
+    await hung.mark(3)
+    await well.says(b"of bob")
+    wire = await house.wire()
+    await wire.send(house.request("GET", LOG))
+    await wire.reader.readuntil(b"\r\n\r\n3\r\n\0\0\0\r\n")
+    disk.hanging = hung.place
+    await hung.mark(3 + size)
+    async with asyncio.timeout(10):
+        # the length of a chunk that is moved is said before
+        assert await wire.reader.read(-1) in (b"", b"%x\r\n" % size)
+        assert (await house.ask("GET", LOG.replace("J1", "J2"))).body == b"of bob"
+    assert hung.is_open  # as long as a thread has it in hand
+    disk.answers.set()
+    await until(lambda: not hung.is_open)
+
+
+def test_a_disk_that_hangs_keeps_no_process() -> None:
+    code = """
+import asyncio, threading
+from sirepo_jobs.frontend.disk_threads import DiskThreads
+async def main():
+    hung = await DiskThreads().lane("/run").begin(threading.Event().wait)
+    await asyncio.wait({hung}, timeout=0.1)
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+async def test_what_nobody_foresaw_is_no_silence(house: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(house)
+    await job.says(b"of ann")
+
+    def fail(_place: OnDisk) -> int:
+        raise ValueError("embedded null byte")
+
+    monkeypatch.setattr(OnDisk, "open", fail)
+    async with asyncio.timeout(10):
+        assert (await house.ask("GET", LOG)).body == b"OF ANN"
+
+
+async def test_a_client_that_leaves_between_two_words(house: Stage) -> None:
+    """What was written was taken, and then the connection is closed: Tornado's stream has no socket."""
+    job = Job(house)
+    job.write(bytes(COPIED_BYTES))
+    taken = asyncio.get_running_loop().create_future()
+    taken.set_result(None)
+    client: Any = SimpleNamespace(write=lambda _data: taken, closed=lambda: True, socket=None)
+    over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    it = FilePass(
+        job.place,
+        DiskThreads().lane(job.place.run_root),
+        begin=lambda: None,
+        data=lambda _data: None,
+        over=over.set_result,
+        direct=client,
+    )
+    it.feed(b"%d\n" % COPIED_BYTES)
+    async with asyncio.timeout(10):
+        assert isinstance(await over, ConnectionError)
+    assert not job.is_open
