@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import long_queue
 from .brain import Brain
 
 #: Jobs that are dispatched and ended while the time is taken.
@@ -135,6 +136,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     sizes = (100, 500) if quick else (1000, min(10_000, room))
     return {
         "queues": queues(20_000 if quick else 1_000_000),
+        "long_queue": long_queue.measure(20_000 if quick else 1_000_000),
         "agents": [agents(count, 10.0 if quick else IDLE_SECS) for count in sizes],
     }
 
@@ -151,6 +153,11 @@ def as_text(found: dict[str, Any]) -> str:
         f"| one of {queue['queued']:,} | {queue['us_of_queued']:.0f} |",
         f"| its rate with {queue['queued']:,} / with 1,000, by CPU | {queue['rate_of_queued_to_1000']:.2f} |",
         f"| memory that {queue['queued']:,} queued jobs take | {queue['memory_mb']:.0f} MB |",
+    ]
+    whole = found["long_queue"]
+    lines += [
+        f"| real jobs per second out of {whole['queued']:,} queued | {whole['per_sec_of_queued']:.0f} |",
+        f"| the same / out of 1,000, in one run | {whole['rate_of_queued_to_1000']:.2f} |",
     ]
     for one in found["agents"]:
         name = f"{one['agents']:,} idle agents"
