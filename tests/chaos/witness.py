@@ -30,8 +30,11 @@ def leave(kind: int) -> None:
         return
     if kind & 1:
         os.setsid()
-    if kind & 2 and os.fork():
-        os._exit(0)
+    try:
+        if kind & 2 and os.fork():
+            os._exit(0)
+    except BlockingIOError:
+        os._exit(0)  # its job is over already, and what is left of one may not fork any more (I17)
     env = {} if kind & 4 else dict(os.environ)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.execve("/bin/sleep", [f"witness-{KEY}", "300"], env)
