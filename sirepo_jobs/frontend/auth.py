@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
-from sirepo_jobs.errors import BadInput, Forbidden, Unauthorized, Unavailable
+from sirepo_jobs.errors import BadInput, Error, Forbidden, Unauthorized, Unavailable
 from sirepo_jobs.tokens import SCOPES, Role, Scope, TokenRow, check_user, digest_of, fits, id_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TokenCopy:
     def find(self, token_id: str, digest: bytes) -> Principal:
         """Raises `Unauthorized`, or `Unavailable` when nothing is known for certain."""
         if not self.is_fresh:
-            raise Unavailable("tokens cannot be checked now: the supervisor is away; it may be restarting")
+            raise _unknown()
         known = self._known.get(token_id)
         if not fits(digest, known.row.digest if known else bytes(32)) or known is None:
             raise _not_valid()
@@ -105,6 +105,12 @@ class TokenCopy:
             return True
         known = self._known.get(principal.token)
         return self.is_fresh and known is not None and known.row.is_live(int(self._now() * 1e6))
+
+    def why_not_stay(self) -> Error:
+        """What to tell those who may not stay. Not knowing is no verdict: they ask again (S9)."""
+        if not self.is_fresh:
+            return _unknown()
+        return Unauthorized("this token is no longer valid", code="bad_token")
 
 
 class Proxy:
@@ -170,6 +176,10 @@ class Tokens:
         if (token_id := id_of(token)) is not None:
             return self.copy.find(token_id, digest)
         raise _not_valid()
+
+
+def _unknown() -> Unavailable:
+    return Unavailable("tokens cannot be checked now: the supervisor is away; it may be restarting")
 
 
 def _not_valid() -> Unauthorized:

@@ -16,7 +16,7 @@ import msgspec
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 
-from sirepo_jobs.errors import BadInput, Error, RemoteError, TooLarge, Unauthorized, Unavailable
+from sirepo_jobs.errors import BadInput, Error, RemoteError, TooLarge, Unavailable
 from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.run_tree import CANNOT_OPEN, ON_DISK, OPENS_FILES, OnDisk, Refused
 from sirepo_jobs.spec import JobSpec, parse_submission
@@ -195,7 +195,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         elif self._preflight is not None:
             self._reply.whole(200, b"", {"Content-Type": "text/plain", **self._preflight})
         elif not self.may_stay:  # a body may be long in coming
-            self._tell(_no_longer_valid())
+            self._tell(self._frontend.tokens.copy.why_not_stay())
         elif self._changes and (trouble := self._frontend.audit.trouble) is not None:
             self._tell(Unavailable(f"the audit log cannot be written: {trouble}", code="audit_failed"))
         elif self._frontend.busy():
@@ -374,10 +374,10 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._tell(Unavailable("the front end is being restarted"))
 
     def dismiss(self) -> None:
-        """Whoever asked has no valid token any more."""
+        """Whoever asked has no valid token any more, or nobody can tell."""
         if self._asking is not None:
             self._asking.abort()
-        self._tell(_no_longer_valid())
+        self._tell(self._frontend.tokens.copy.why_not_stay())
 
     @property
     def may_stay(self) -> bool:
@@ -445,7 +445,3 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._entered = False
             self._frontend.crowd.leave(self._principal)
         self._frontend.leave(self)
-
-
-def _no_longer_valid() -> Error:
-    return Unauthorized("this token is no longer valid, or cannot be checked any more", code="bad_token")

@@ -143,7 +143,7 @@ async def test_a_silent_supervisor_is_believed_for_five_seconds(
     began = time.monotonic()
     _, _, query = await ended(wires, 8)
     assert time.monotonic() - began < 6.5
-    assert query.startswith(b"HTTP/1.1 401 ")
+    assert query.startswith(b"HTTP/1.1 503 ")  # nobody knows that it is not valid: ask again
 
 
 async def test_without_a_supervisor_tokens_are_not_judged_for_long(service: Service) -> None:
