@@ -12,9 +12,9 @@ from sirepo_jobs.errors import RemoteError
 from sirepo_jobs.job import State
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.store.unit import Unit
-from tests.integration.test_supervisor import TRUE, house_of
+from tests.integration.test_supervisor import TRUE, House, house_of
 from tests.integration.test_supervisor_races import with_one_running
-from tests.scripted import ScriptedDriver
+from tests.scripted import ScriptedAgent, ScriptedDriver
 
 
 async def test_the_slots_of_one_that_never_began_pass_to_its_successor(
@@ -187,15 +187,20 @@ async def test_a_cancel_that_is_not_durable_is_not_said_to_an_agent_that_calls_a
         await agent.until(lambda: agent.heard(p.Cancel))
 
 
+async def with_two_standing_by(house: House) -> tuple[ScriptedAgent, str, list[str]]:
+    """One job has the only cpu, two were sent ahead: the agent, the first job, the others in order."""
+    jids = await house.submit(*[TRUE] * 3)
+    agent = await house.agent()
+    await agent.until(lambda: len(agent.runs) == 3)
+    (first,) = [jid for jid in jids if agent.states[jid] == "starting"]
+    return agent, first, sorted(set(jids) - {first})
+
+
 async def test_after_a_restart_nobody_gets_the_slots_of_one_that_runs(tmp_path: Path) -> None:
     """I21. Who had slots is not written down; one that stood by was started in those of one that ran."""
     driver = ScriptedDriver(cpus=1)
     async with house_of(tmp_path, driver) as house:
-        jids = await house.submit(*[TRUE] * 3)
-        agent = await house.agent()
-        await agent.until(lambda: len(agent.runs) == 3)
-        (first,) = [jid for jid in jids if agent.states[jid] == "starting"]
-        early, late = sorted(set(jids) - {first})
+        agent, first, (early, late) = await with_two_standing_by(house)
         agent.exits(first, successor=f"{late}/1")
         await house.over(first)
     agent.states[late] = "running"
@@ -217,16 +222,13 @@ async def test_after_a_restart_one_that_the_agent_never_got_waits_for_slots(tmp_
     """I21. Its order went with the connection, and it was sent again to run at once beside the other."""
     driver = ScriptedDriver(cpus=1)
     async with house_of(tmp_path, driver) as house:
-        jids = await house.submit(*[TRUE] * 3)
-        agent = await house.agent()
-        await agent.until(lambda: len(agent.runs) == 3)
-        (first,) = [jid for jid in jids if agent.states[jid] == "starting"]
+        agent, first, others = await with_two_standing_by(house)
         agent.exits(first)
         await house.over(first)
     async with house_of(tmp_path, driver) as house:
         # the agent runs the other one of them than is taken to run
         (lost,) = [job.jid for job in house.supervisor.jobs.active() if job.op and not job.op.standby]
-        (late,) = set(jids) - {first, lost}
+        (late,) = set(others) - {lost}
         agent.states[late] = "running"
         del agent.runs[lost]
         agent.said.clear()
