@@ -90,7 +90,7 @@ class Desk:
             self._outbox.push(record)
             if isinstance(message, Exited):
                 self._roster.restore(Entry((message.jid, message.attempt), message.serial, "ended", None))
-        self._outbox.synced()
+        self._outbox.inherited()
         for key, intent in past.intents.items():
             entry = Entry(key, intent.serial, "running", None)
             entry.started_at = intent.started_at or None
@@ -169,9 +169,10 @@ class Desk:
                         self._close(now)  # at once: nothing that comes behind it begins
 
     def _acked(self, seq: int) -> None:
-        if seq > self._outbox.acked:
-            for key in self._outbox.ack(seq):
-                self._roster.forget(key)
+        before = self._outbox.acked
+        for key in self._outbox.ack(seq):
+            self._roster.forget(key)
+        if self._outbox.acked > before:
             self._journal.acked(self._outbox.acked)
 
     def _hello(self) -> Hello:

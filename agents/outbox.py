@@ -24,6 +24,9 @@ class Outbox:
         self.acked = acked
         self._kept: deque[Kept] = deque()
         self._sent = acked
+        #: The last that was ever handed out, on whatever connection. What an earlier process handed out is
+        #: not known: everything that it left counts as said.
+        self._said = acked
         self._synced = acked
 
     def __len__(self) -> int:
@@ -48,9 +51,18 @@ class Outbox:
         """A new connection: say everything again that is not acknowledged."""
         self._sent = self.acked
 
+    def inherited(self) -> None:
+        """Everything pushed so far comes from an earlier process, which may have handed it out."""
+        self.synced()
+        self._said = self._synced
+
     def ack(self, seq: int) -> list[Key]:
-        """Drop what is committed; returns the attempts whose end that was."""
+        """Drop what is committed; returns the attempts whose end that was.
+
+        Nobody can have committed what was never handed out: that is kept, whatever `seq` says (I2).
+        """
         ended = []
+        seq = min(seq, self._said)
         while self._kept and self._kept[0].seq <= seq:
             kept = self._kept.popleft()
             self.acked = kept.seq
@@ -73,6 +85,7 @@ class Outbox:
                 break
             records.append(kept.raw)
             self._sent = kept.seq
+        self._said = max(self._said, self._sent)
         return records
 
     def again(self, key: Key) -> bytes | None:

@@ -238,8 +238,9 @@ async def test_a_supervisor_that_speaks_nonsense_costs_no_job(tmp_path: Path) ->
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 frame = json.loads(said)
                 frame |= {"agent": "a1", "epoch": s.stage.epoch, "session": s.stage.session}
-                # that one it would believe
-                said = json.dumps(frame).replace('"stop"', '"stopp"')
+                # These it would believe: to stop, and that what it has just told is committed already.
+                frame["ack"] = s.stage.acked
+                said = json.dumps(frame).replace('"stop"', '"stopp"').replace('"acked"', '"acke"')
             with contextlib.suppress(ConnectionClosed):
                 if isinstance(said, str):
                     await connection.send(said.encode("utf-8", "surrogatepass"), text=True)

@@ -176,6 +176,34 @@ def test_outbox_repeats_what_is_not_acknowledged() -> None:
     assert outbox.batch(1000) == [b"6"]
 
 
+def test_what_was_not_said_yet_cannot_be_acknowledged() -> None:
+    """I2: a supervisor that talks nonsense acknowledges everything; the end that comes then is told."""
+    outbox = Outbox()
+    outbox.push(kept(1))
+    outbox.synced()
+    assert outbox.ack(99) == []
+    assert outbox.batch(1000) == [b"1"]
+    outbox.push(kept(2))
+    outbox.push(kept(3))
+    outbox.synced()
+    assert outbox.ack(99) == [("j1", 1)]
+    assert outbox.batch(1000) == [b"2", b"3"]
+    outbox.rewind()
+    assert outbox.ack(99) == [("j3", 1)]
+    assert len(outbox) == 0
+
+
+def test_what_an_earlier_process_left_can_be_acknowledged_at_once() -> None:
+    """F013: whether it was said before the launcher was killed, only the supervisor knows."""
+    outbox = Outbox(acked=4)
+    outbox.push(kept(5))
+    outbox.inherited()
+    outbox.push(kept(6))
+    outbox.synced()
+    assert outbox.ack(6) == [("j5", 1)]
+    assert outbox.batch(1000) == [b"6"]
+
+
 def test_outbox_is_cut_by_size_but_always_goes_on() -> None:
     outbox = Outbox()
     for seq in range(1, 4):
