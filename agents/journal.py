@@ -291,12 +291,16 @@ def _apply(past: Past | None, kind: bytes, payload: bytes) -> Past | None:
         past.last_seq = record.seq
         if isinstance(record, Exited):
             past.intents.pop(key, None)
-        elif isinstance(record, Started) and key in past.intents and kind != b"R0":
-            past.intents[key] = msgspec.structs.replace(
-                past.intents[key], pid=record.pid, start=int(kind[1:]), started_at=record.at
-            )
+        elif isinstance(record, Started) and key in past.intents:
+            past.intents[key] = _born(past.intents[key], record, int(kind[1:]))
         past.kept.append((Kept(record.seq, payload, key if isinstance(record, Exited) else None), record))
     return past
+
+
+def _born(intent: Intent, record: Started, start: int) -> Intent:
+    if not start:  # a rewritten record, whose intent knows its process, or a job of Slurm's, which has none
+        return msgspec.structs.replace(intent, started_at=intent.started_at or record.at)
+    return msgspec.structs.replace(intent, pid=record.pid, start=start, started_at=record.at)
 
 
 def _read_all(fd: int) -> bytes:

@@ -349,6 +349,11 @@ def comm_of(pid: int) -> str:
         return ""
 
 
+def sleep_token(n: int) -> str:
+    """So many seconds that nobody else sleeps: other processes run tests on this machine at the same time."""
+    return f"7{n:02}{os.getpid():07}"
+
+
 def carrying(text: str) -> dict[int, str]:
     """Living processes with `text` in their command line, their environment or as their directory."""
     found = {}

@@ -13,6 +13,7 @@ import pytest
 from sirepo_jobs.driver import AgentSpec, Driver, Fate, Handle
 from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.protocol import Hello
+from tests.agent_stage import sleep_token
 
 GRACE_SECS = 20.0
 
@@ -114,20 +115,20 @@ async def stop_takes_jobs_and_their_leftovers_along(world: World) -> None:
     for count, grace_secs in enumerate((GRACE_SECS, 0.0), 1):
         handle = await driver.launch(world.spec("a"))
         await world.hello("a", count)
-        await world.run_sleep("a", f"7333{count}")
+        await world.run_sleep("a", sleep_token(count))
         await driver.stop(handle, grace_secs=grace_secs)
         assert await driver.look(handle) is Fate.GONE
-        assert not await world.sleeps(f"7333{count}")
+        assert not await world.sleeps(sleep_token(count))
 
 
 async def stop_after_a_crash_clears_up(world: World) -> None:
     driver = world.driver()
     handle = await driver.launch(world.spec("a"))
     await world.hello("a", 1)
-    await world.run_sleep("a", "73444")
+    await world.run_sleep("a", sleep_token(3))
     await world.kill(handle)
     await driver.stop(handle, grace_secs=1.0)
-    assert not await world.sleeps("73444")
+    assert not await world.sleeps(sleep_token(3))
 
 
 async def nonsense_is_unknown_and_never_raised_by_look(world: World) -> None:

@@ -10,7 +10,7 @@ from sirepo_jobs.agents import journal as journal_of
 from sirepo_jobs.driver import Fate
 from sirepo_jobs.protocol import Exited, Stop
 from sirepo_jobs.reasons import Reason
-from tests.agent_stage import Scene, appears, carrying, gone, scene
+from tests.agent_stage import Scene, appears, carrying, gone, scene, sleep_token
 
 WAIT = "touch up; while [ ! -e go ]; do sleep 0.01; done; "
 
@@ -103,7 +103,7 @@ async def test_supervisor_that_forgot_is_told_again_in_order(tmp_path: Path) -> 
 async def test_killed_spawner_costs_no_job_and_no_status(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
         for n in range(6):
-            await s.stage.send([s.stage.shell(f"j{n}", f"setsid sleep 7654{n} & {WAIT} exit {n}")])
+            await s.stage.send([s.stage.shell(f"j{n}", f"setsid sleep {sleep_token(n)} & {WAIT} exit {n}")])
         await s.stage.send([s.stage.shell("killed", WAIT), s.stage.shell("deaf", f"trap '' TERM; {WAIT}")])
         for jid in [*(f"j{n}" for n in range(6)), "killed", "deaf"]:
             await appears(s.run_dir(jid) / "up")
@@ -122,7 +122,7 @@ async def test_killed_spawner_costs_no_job_and_no_status(tmp_path: Path) -> None
             exited = await s.stage.ended(f"j{n}")
             assert (exited.exit_code, exited.proof, exited.reason) == (n, "wait_status", None)
             assert exited.usage is not None
-            assert not carrying(f"sleep 7654{n}")
+            assert not carrying(f"sleep {sleep_token(n)}")
         await s.stage.send([s.stage.cancel("killed", 10), s.stage.cancel("deaf", 0.1)])
         exited = await s.stage.ended("killed")
         assert (exited.signal, exited.stopped) == (signal.SIGTERM, True)

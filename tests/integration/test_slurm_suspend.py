@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from sirepo_jobs.agents.process import stat_of
 from sirepo_jobs.protocol import Suspended
-from tests.agent_stage import Scene, gone
+from tests.agent_stage import Scene, children_of, gone
 from tests.slurm_stage import Cluster, cluster_in, job, situations, slurm_scene
 
 pytestmark = pytest.mark.real("slurm")
@@ -24,9 +25,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield found
 
 
-def state_of(pid: int) -> str:
-    """As the kernel says it: T is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def stands(pid: int) -> bool:
+    """As the kernel says it: T is stopped; D waits for a child that was stopped between vfork and exec."""
+    states = [stat_of(one) for one in (pid, *children_of(pid))]
+    return [one.state for one in states if one is not None] in (["T"], ["T", "T"], ["D", "T"])
 
 
 async def until(true: Any) -> None:
@@ -60,7 +62,7 @@ async def test_all_processes_stop_and_go_on(tmp_path: Path, cluster: Cluster) ->
         await it.stage.started("s1")
         pids = await pids_of(it, "s1", 2)
         await suspend(it, "s1", on=True)
-        await until(lambda: [state_of(pid) for pid in pids] == ["T", "T"])
+        await until(lambda: all(stands(pid) for pid in pids))
         said = it.stdout("s1")
         # Slurm says so too, as soon as it is listed again, and it is no reason to end it
         await it.stage.until(lambda: situations(it, "s1")[-1].state == "STOPPED", "listed")
@@ -77,7 +79,7 @@ async def test_a_stopped_job_that_is_canceled_has_its_grace(tmp_path: Path, clus
         await it.stage.started("c1")
         (pid,) = await pids_of(it, "c1", 1)
         await suspend(it, "c1", on=True)
-        await until(lambda: state_of(pid) == "T")
+        await until(lambda: stands(pid))
         await it.stage.send([it.stage.cancel("c1", 60.0)])
         ended = await it.stage.ended("c1")
         assert (ended.exit_code, ended.stopped) == (4, True)
@@ -92,7 +94,7 @@ async def test_a_new_broker_knows_not_what_stands_still(tmp_path: Path, cluster:
         await it.stage.started("k1")
         (pid,) = await pids_of(it, "k1", 1)
         await suspend(it, "k1", on=True)
-        await until(lambda: state_of(pid) == "T")
+        await until(lambda: stands(pid))
         (broker,) = it.helpers("sj-broker")
         os.kill(broker, signal.SIGKILL)
         await gone(broker)

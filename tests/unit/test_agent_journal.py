@@ -114,6 +114,16 @@ def test_rewritten_birth_keeps_its_start_time(tmp_path: Path) -> None:
     assert Journal(str(tmp_path)).replay("b").intents["a", 1] == known
 
 
+def test_a_birth_without_a_process_of_ours_is_a_birth(tmp_path: Path) -> None:
+    """F013: a job of Slurm's has no start time here; the next launcher knows all the same that it runs."""
+    journal = written(tmp_path)
+    journal.intend(intent("a"))
+    journal.keep(started(1, "a"), 0)
+    journal.sync()
+    known = Journal(str(tmp_path)).replay("boot").intents["a", 1]
+    assert (known.started_at > 0, known.pid, known.start) == (True, 0, 0)
+
+
 def test_full_disk_is_tried_again_and_nothing_is_torn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
