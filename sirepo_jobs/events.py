@@ -145,7 +145,7 @@ class QueueMoved(AttemptEvent, frozen=True, kw_only=True):
 
 
 class Changed(Event, frozen=True, kw_only=True):
-    """Somebody wants something another way: `changes` as in `spec.Changes`."""
+    """Somebody wants something another way: `changes` as in `changes.Changes`."""
 
     by: str
     changes: dict[str, Any]

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from . import setting_values as values
 from .errors import BadInput
-from .frontend.origins import ORIGIN
-from .resources import parse_bytes, parse_secs
 from .rootdir import absolute, default_root
 from .spec import MIN_OUTPUT_BYTES, MIN_PROCESSES
 
@@ -114,100 +113,6 @@ def _hide(url: str) -> str:
     return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url)
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise BadInput(f"{value!r} is not a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _secs(low: float, high: float) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        secs = parse_secs(value)
-        if not low <= secs <= high:
-            raise BadInput(f"{value!r} is not between {low:g} and {high:g} seconds")
-        return secs
-
-    return parse
-
-
-def _size(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        size = parse_bytes(int(value) if isinstance(value, str) and value.isdecimal() else value)
-        if not low <= size <= high:
-            raise BadInput(f"{value!r} is not between {low} and {high} bytes")
-        return size
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in words:
-            raise BadInput(f"{value!r} is none of {', '.join(words)}")
-        return str(value)
-
-    return parse
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        from pykern import pkconfig
-
-        value = pkconfig.parse_tuple(value.replace(",", pkconfig.TUPLE_SEP))
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise BadInput(f"{value!r} is not a list of names")
-    return tuple(item.strip() for item in value if item.strip())
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadInput(f"{value!r} is not a text")
-    return value
-
-
-def _address(value: Any) -> str:
-    try:
-        return "localhost" if value == "localhost" else str(ipaddress.ip_address(str(value)))
-    except ValueError:
-        raise BadInput(f"{value!r} is not an address; write one like 127.0.0.1, ::1 or 0.0.0.0") from None
-
-
-def _address_or_none(value: Any) -> str:
-    return _address(value) if value else ""
-
-
-def _public_url(value: Any) -> str:
-    text = _text(value).rstrip("/")
-    if text and not re.fullmatch(r"https?://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~-]+)*", text):
-        raise BadInput(f"{text!r} is not like https://jobs.example.org or https://example.org/jobs")
-    return text
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    """Exact ones only: no `*`, no `null`, nothing that merely begins or ends like a friend (S15)."""
-    items = re.split(r"[\s,]+", value) if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise BadInput(f"{value!r} is not a list of origins")
-    origins = tuple(item.strip().rstrip("/").lower() for item in items if item.strip())
-    for origin in origins:
-        if not ORIGIN.fullmatch(origin):
-            raise BadInput(f"{origin!r} is not an origin; write https://gateway.example.org")
-    return origins
-
-
-def _flag(value: Any) -> bool:
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    found = value if isinstance(value, bool) else words.get(str(value).lower())
-    if found is None:
-        raise BadInput(f"{value!r} is neither true nor false")
-    return found
-
-
 def _check_doors(settings: Settings, sources: Mapping[str, str]) -> None:
     """SECURITY: S3. Tokens never travel in the clear unless somebody says that they may."""
     for door in ("", "agent_"):
@@ -266,110 +171,109 @@ def _check_agent_url(settings: Settings, sources: Mapping[str, str]) -> None:
         )
 
 
-def _path(value: Any) -> Path:
-    if not isinstance(value, str | Path) or "\0" in str(value):
-        raise BadInput(f"{value!r} is not a path")
-    return absolute(value)
-
-
-def _file(value: Any) -> Path | None:
-    return _path(value) if value else None
-
-
 def _own_cpus(_: Mapping[str, str]) -> int:
     return len(os.sched_getaffinity(0))
 
 
 SETTINGS: dict[str, Setting] = {
-    "root": Setting(_path, default_root, "directory of the store, the run dirs and the token"),
-    "host": Setting(_address, "127.0.0.1", "address on which the front end listens"),
-    "port": Setting(_integer(0, 65535), 8421, "port of the front end; 0 picks a free one"),
+    "root": Setting(values.path, default_root, "directory of the store, the run dirs and the token"),
+    "host": Setting(values.address, "127.0.0.1", "address on which the front end listens"),
+    "port": Setting(values.integer(0, 65535), 8421, "port of the front end; 0 picks a free one"),
     "database_url": Setting(
-        _text, lambda _: "", "the store; default sqlite in the root, or postgresql+psycopg://...", secret=True
+        values.text,
+        lambda _: "",
+        "the store; default sqlite in the root, or postgresql+psycopg://...",
+        secret=True,
     ),
-    "drivers": Setting(_names, ("local",), "drivers to offer"),
-    "local_cpus": Setting(_integer(1, 100_000), _own_cpus, "cpus that the local driver gives to jobs"),
+    "drivers": Setting(values.names, ("local",), "drivers to offer"),
+    "local_cpus": Setting(values.integer(1, 100_000), _own_cpus, "cpus that the local driver gives to jobs"),
     "clusters_dir": Setting(
-        _file,
+        values.file,
         None,
         "directory with one policy file, NAME.toml, for each Slurm cluster; default: there is none",
     ),
     "bundle_dir": Setting(
-        _path,
+        values.path,
         lambda _: Path(__file__).parent.parent / ".agent-bundle",
         "where bin/build-agent-bundle has put the agent that is brought to clusters",
     ),
-    "docker_file": Setting(_file, None, "engines and rules of the docker driver (TOML); see docs/docker.md"),
-    "pass_env": Setting(_names, (), "variables of the supervisor's environment that local jobs see"),
-    "agent_idle_secs": Setting(_secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
+    "docker_file": Setting(
+        values.file, None, "engines and rules of the docker driver (TOML); see docs/docker.md"
+    ),
+    "pass_env": Setting(values.names, (), "variables of the supervisor's environment that local jobs see"),
+    "agent_idle_secs": Setting(values.secs(0, 1e8), 1800.0, "an agent without work for so long is stopped"),
     "max_output_bytes": Setting(
-        _size(MIN_OUTPUT_BYTES, 1 << 60),
+        values.size(MIN_OUTPUT_BYTES, 1 << 60),
         10 * 10**9,
         "a job that writes more to stdout and stderr is ended; jobs may ask for less",
     ),
     "max_processes": Setting(
-        _integer(MIN_PROCESSES, 1 << 22),
+        values.integer(MIN_PROCESSES, 1 << 22),
         4096,
         "a job with more processes and threads is ended; jobs may ask for less; not in Slurm",
     ),
-    "heartbeat_secs": Setting(_secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
+    "heartbeat_secs": Setting(values.secs(0.1, 3600), 15.0, "time between two heartbeats of an agent"),
     "silence_secs": Setting(
-        _secs(1, 86_400),
+        values.secs(1, 86_400),
         120.0,
         "an agent that says nothing of an attempt for so long is asked again, then not counted on",
     ),
     "agent_socket": Setting(
-        _file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"
+        values.file, None, "where local agents call, if not at the supervisor's own socket: that of a proxy"
     ),
     "idempotency_keep_secs": Setting(
-        _secs(60, 1e9), 7 * 86400.0, "so long an Idempotency-Key makes its jobs only once"
+        values.secs(60, 1e9), 7 * 86400.0, "so long an Idempotency-Key makes its jobs only once"
     ),
     "dead_token_keep_secs": Setting(
-        _secs(0, 1e9), 90 * 86400.0, "so long an expired or revoked token is still listed"
+        values.secs(0, 1e9), 90 * 86400.0, "so long an expired or revoked token is still listed"
     ),
-    "job_cache_size": Setting(_integer(1, 10_000_000), 6000, "jobs kept in memory beside the active ones"),
+    "job_cache_size": Setting(
+        values.integer(1, 10_000_000), 6000, "jobs kept in memory beside the active ones"
+    ),
     "queue_window": Setting(
-        _integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"
+        values.integer(1, 10_000_000), 1000, "queued jobs that the scheduler looks at in one go"
     ),
-    "max_body_bytes": Setting(_size(1024, 1 << 30), 16 << 20, "largest request body"),
+    "max_body_bytes": Setting(values.size(1024, 1 << 30), 16 << 20, "largest request body"),
     "proxy_secret_file": Setting(
-        _file, None, "file with the secret of a proxy that does the login; default: there is none"
+        values.file, None, "file with the secret of a proxy that does the login; default: there is none"
     ),
-    "tls_cert_file": Setting(_file, None, "certificate chain of the front end, PEM; default: no TLS"),
-    "tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "tls_cert_file": Setting(values.file, None, "certificate chain of the front end, PEM; default: no TLS"),
+    "tls_key_file": Setting(values.file, None, "its private key, PEM"),
     "agent_host": Setting(
-        _address_or_none, "", "address on which agents on other machines are awaited; default: nowhere"
+        values.address_or_none, "", "address on which agents on other machines are awaited; default: nowhere"
     ),
-    "agent_port": Setting(_integer(0, 65535), 8422, "port of that door; 0 picks a free one"),
+    "agent_port": Setting(values.integer(0, 65535), 8422, "port of that door; 0 picks a free one"),
     "agent_url": Setting(
-        _text,
+        values.text,
         "",
         "what these agents call: wss://NAME:PORT/agent; default: made from agent_host and agent_port",
     ),
     "agent_tls_cert_file": Setting(
-        _file, None, "certificate chain of that door, PEM; default: that of the front end"
+        values.file, None, "certificate chain of that door, PEM; default: that of the front end"
     ),
-    "agent_tls_key_file": Setting(_file, None, "its private key, PEM"),
+    "agent_tls_key_file": Setting(values.file, None, "its private key, PEM"),
     "agent_ca_file": Setting(
-        _file, None, "certificate authorities that agents trust, PEM; default: those of their system"
+        values.file, None, "certificate authorities that agents trust, PEM; default: those of their system"
     ),
     "rate_per_sec": Setting(
-        _integer(0, 1_000_000), 200, "requests per second of one user in the long run; 0: no limit"
+        values.integer(0, 1_000_000), 200, "requests per second of one user in the long run; 0: no limit"
     ),
-    "rate_burst": Setting(_integer(1, 1_000_000), 1000, "and so many at once"),
+    "rate_burst": Setting(values.integer(1, 1_000_000), 1000, "and so many at once"),
     "max_user_requests": Setting(
-        _integer(1, 1_000_000), 1000, "requests of one user under way at one time, streams among them"
+        values.integer(1, 1_000_000), 1000, "requests of one user under way at one time, streams among them"
     ),
     "public_url": Setting(
-        _public_url, "", "what clients call the front end, if a proxy gives it another name or a path"
+        values.public_url, "", "what clients call the front end, if a proxy gives it another name or a path"
     ),
     "allowed_origins": Setting(
-        _origins, (), "web pages that may use the API from a browser: https://gateway.example.org"
+        values.origins, (), "web pages that may use the API from a browser: https://gateway.example.org"
     ),
-    "insecure_i_know": Setting(_flag, False, "serve other machines without TLS"),
-    "log_level": Setting(_one_of("debug", "info", "warning", "error"), "info", "least level that is logged"),
+    "insecure_i_know": Setting(values.flag, False, "serve other machines without TLS"),
+    "log_level": Setting(
+        values.one_of("debug", "info", "warning", "error"), "info", "least level that is logged"
+    ),
     "log_format": Setting(
-        _one_of("auto", "json", "console"), "auto", "auto: for people on a terminal, else JSON"
+        values.one_of("auto", "json", "console"), "auto", "auto: for people on a terminal, else JSON"
     ),
 }
 
@@ -390,21 +294,21 @@ def load(
         dict(_from_environment(environ)),
         *_from_files(environ, config),
     ]
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, setting in SETTINGS.items():
         for layer in layers:
             if name in layer:
                 value, sources[name] = layer[name]
-                values[name] = _parsed(name, value, sources[name])
+                found[name] = _parsed(name, value, sources[name])
                 break
         else:
             default = setting.default
-            values[name] = default(environ) if callable(default) else default
+            found[name] = default(environ) if callable(default) else default
             sources[name] = "default"
-    if not values["database_url"]:
-        values["database_url"] = f"sqlite:///{values['root']}/jobs.db"
-    settings = Settings(**values)
+    if not found["database_url"]:
+        found["database_url"] = f"sqlite:///{found['root']}/jobs.db"
+    settings = Settings(**found)
     _check_doors(settings, sources)
     return Loaded(settings, sources)
 

@@ -5,9 +5,7 @@ in which memory is bytes, durations are seconds and every limit holds, or raises
 that names the place and what to write instead.
 """
 
-import difflib
 import re
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +16,7 @@ from .reasons import Reason
 from .resources import Resources, parse_bytes, parse_secs
 from .slurm_options import SlurmOptions
 from .slurm_options import check as check_slurm
+from .wording import check_keys, check_part, decode, explained, kind_of, with_units
 
 MAX_ARGS = 4096
 #: Linux refuses a longer single argument (MAX_ARG_STRLEN is 128 KiB with the final NUL).
@@ -35,7 +34,7 @@ MIN_LEASE_SECS = 1.0
 MAX_LEASE_SECS = 30 * 86400.0
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+JID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _CLUSTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,99}")
 _IMAGE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_.:/@+-]{0,499}")
@@ -154,34 +153,31 @@ def parse_spec(raw: object, pointer: str = "") -> JobSpec:
     types and values that cannot be meant.
     """
     if not isinstance(raw, dict):
-        raise BadInput(f"a job spec is a JSON object, not {_kind(raw)}", pointer=pointer)
-    _check_keys(raw, JobSpec, pointer)
+        raise BadInput(f"a job spec is a JSON object, not {kind_of(raw)}", pointer=pointer)
+    check_keys(raw, JobSpec, pointer)
     words = dict(raw)
     for field, struct in _STRUCTS.items():
-        _check_part(words.get(field), struct, f"{pointer}/{field}")
-    words["resources"] = _units(
+        check_part(words.get(field), struct, f"{pointer}/{field}")
+    words["resources"] = with_units(
         words.get("resources"), ("memory", "disk"), parse_bytes, f"{pointer}/resources"
     )
-    words["limits"] = _limits(words.get("limits"), f"{pointer}/limits")
-    words["slurm"] = _units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
-    words["slurm"] = _units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
-    words |= _units({"shm": raw.get("shm")}, ("shm",), parse_bytes, pointer)
-    words |= _units({"lost_after": raw.get("lost_after")}, ("lost_after",), parse_secs, pointer)
+    words["limits"] = limits_of(words.get("limits"), f"{pointer}/limits")
+    words["slurm"] = with_units(words.get("slurm"), ("time",), parse_secs, f"{pointer}/slurm")
+    words["slurm"] = with_units(words.get("slurm"), ("mem",), parse_bytes, f"{pointer}/slurm")
+    words |= with_units({"shm": raw.get("shm")}, ("shm",), parse_bytes, pointer)
+    words |= with_units({"lost_after": raw.get("lost_after")}, ("lost_after",), parse_secs, pointer)
     try:
         spec = msgspec.convert({k: v for k, v in words.items() if v is not None}, JobSpec)
     except msgspec.ValidationError as exc:
-        message, place = _explain(str(exc), pointer)
+        message, place = explained(str(exc), pointer)
         raise BadInput(message, pointer=place) from None
-    _check(spec, pointer)
+    check(spec, pointer)
     return spec
 
 
 def parse_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     """The specs of a `POST /jobs` body, and whether it was a batch (`{"jobs": [...]}`)."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadInput(f"the body is not JSON: {exc}", code="bad_json") from None
+    raw = decode(body)
     if not (isinstance(raw, dict) and "jobs" in raw):
         return [parse_spec(raw)], False
     if len(raw) > 1 or not isinstance(raw["jobs"], list):
@@ -193,153 +189,7 @@ def parse_submission(body: bytes) -> tuple[list[JobSpec], bool]:
     return [parse_spec(item, f"/jobs/{i}") for i, item in enumerate(raw["jobs"])], True
 
 
-class Changes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is to be another way about a job: what is left out stays, null takes away (RFC 7396)."""
-
-    jid: str = ""
-    name: str | None = None
-    priority: int | None = None
-    tags: dict[str, str | None] = {}
-    limits: dict[str, float | None] = {}
-
-    @property
-    def what(self) -> list[str]:
-        """The fields that are spoken of."""
-        said = {"name": self.name is not None, "priority": self.priority is not None}
-        said |= {"tags": bool(self.tags), "limits": bool(self.limits)}
-        return [name for name, is_said in said.items() if is_said]
-
-
-MAX_CHANGES = 1000
-
-
-def parse_change(body: bytes) -> Changes:
-    """A `PATCH /jobs/{jid}` body. Raises `BadInput`."""
-    raw = _json(body)
-    if isinstance(raw, dict) and "jid" in raw:
-        raise BadInput("the jid stands in the path; leave it out here", pointer="/jid")
-    return _change(raw, "")
-
-
-def parse_changes(body: bytes) -> list[Changes]:
-    """A `PATCH /jobs` body: a list of changes, or `{"updates": [...]}`, where `_id` may stand for `jid`."""
-    raw = _json(body)
-    pointer = ""
-    if isinstance(raw, dict) and list(raw) == ["updates"]:
-        raw, pointer = raw["updates"], "/updates"
-    if not isinstance(raw, list):
-        raise BadInput('send a list: [{"jid": "...", "priority": 7}, ...]', pointer=pointer)
-    if not 0 < len(raw) <= MAX_CHANGES:
-        raise TooLarge(
-            f"there are {len(raw)} changes; send 1 to {MAX_CHANGES} in one request", pointer=pointer
-        )
-    changes = []
-    for place, item in enumerate(raw):
-        if isinstance(item, dict) and "_id" in item and "jid" not in item:
-            item = {"jid": item["_id"], **{k: v for k, v in item.items() if k != "_id"}}
-        change = _change(item, f"{pointer}/{place}")
-        if not _JID.fullmatch(change.jid):
-            raise BadInput("each change names its job: jid", pointer=f"{pointer}/{place}/jid")
-        changes.append(change)
-    if len({change.jid for change in changes}) < len(changes):
-        raise BadInput("the same jid stands twice", pointer=pointer)
-    return changes
-
-
-def _change(raw: object, pointer: str) -> Changes:
-    if not isinstance(raw, dict):
-        raise BadInput(f"a change is a JSON object, not {_kind(raw)}", pointer=pointer)
-    _check_keys(raw, Changes, pointer)
-    words = dict(raw)
-    _check_part(words.get("limits"), Limits, f"{pointer}/limits")
-    if isinstance(limits := words.get("limits"), dict):
-        # null takes a limit away, so it is kept
-        gone = {name: None for name, value in limits.items() if value is None}
-        words["limits"] = _limits(limits, f"{pointer}/limits") | gone
-    try:
-        changes = msgspec.convert({k: v for k, v in words.items() if v is not None}, Changes)
-    except msgspec.ValidationError as exc:
-        message, place = _explain(str(exc), pointer)
-        raise BadInput(message, pointer=place) from None
-    if not changes.what:
-        raise BadInput("nothing is to be changed; name, priority, tags and limits can be", pointer=pointer)
-    alone = msgspec.structs.replace(changes, limits={})
-    changed(JobSpec(command=["true"]), alone, pointer)  # what is wrong in itself is refused at once
-    return changes
-
-
-def changed(spec: JobSpec, changes: Changes, pointer: str = "") -> JobSpec:
-    """The spec with the changes in it. Raises `BadInput` when it could not have been accepted so."""
-    limits = msgspec.to_builtins(spec.limits) | changes.limits
-    tags = spec.tags | changes.tags
-    new = msgspec.structs.replace(
-        spec,
-        name=spec.name if changes.name is None else changes.name,
-        priority=spec.priority if changes.priority is None else changes.priority,
-        tags={name: value for name, value in tags.items() if value is not None},
-        limits=msgspec.convert({name: secs for name, secs in limits.items() if secs is not None}, Limits),
-    )
-    _check(new, pointer)
-    return new
-
-
-def _json(body: bytes) -> object:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadInput(f"the body is not JSON: {exc}", code="bad_json") from None
-
-
-def _check_part(value: object, struct: type[Struct], pointer: str) -> None:
-    if isinstance(value, dict):
-        _check_keys(value, struct, pointer)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            if isinstance(item, dict):
-                _check_keys(item, struct, f"{pointer}/{i}")
-
-
-def _check_keys(raw: Mapping[Any, Any], struct: type[Struct], pointer: str) -> None:
-    known = struct.__struct_fields__
-    for key in raw:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}"
-            raise BadInput(
-                f"unknown key {str(key)[:64]!r}; {hint}",
-                code="unknown_key",
-                pointer=f"{pointer}/{_escape(key)}",
-            )
-
-
-def _units(raw: Any, fields: tuple[str, ...], parse: Any, pointer: str) -> Any:
-    if not isinstance(raw, dict):
-        return raw
-    words = dict(raw)
-    for field in fields:
-        if words.get(field) is not None:
-            try:
-                words[field] = parse(words[field])
-            except BadInput as exc:
-                raise BadInput(str(exc), pointer=f"{pointer}/{field}") from None
-    return {k: v for k, v in words.items() if v is not None}
-
-
-_AT = re.compile(r" - at `\$(.*)`$")
-
-
-def _explain(message: str, pointer: str) -> tuple[str, str]:
-    """msgspec's sentence as ours, and its `$.a[0]` as a JSON pointer."""
-    place = ""
-    if found := _AT.search(message):
-        # a value of a mapping is written `.env[...]`, which names no place below it
-        place = re.sub(r"\[(\d+)\]", r"/\1", found[1].replace("[...]", "").replace(".", "/"))
-        message = message[: found.start()]
-    where = place.strip("/").replace("/", ".") or "the spec"
-    return f"{where}: {message[0].lower()}{message[1:]}", pointer + place
-
-
-def _check(spec: JobSpec, pointer: str) -> None:
+def check(spec: JobSpec, pointer: str) -> None:
     """What the types alone cannot say."""
 
     def refuse(field: str, message: str, kind: type[BadInput] = BadInput) -> None:
@@ -352,6 +202,30 @@ def _check(spec: JobSpec, pointer: str) -> None:
                 code="not_supported",
                 pointer=f"{pointer}/{field}",
             )
+    _check_command(spec, refuse)
+    _check_names(spec, refuse)
+    _check_env(spec, refuse)
+    _check_container(spec, refuse)
+    if not 0 <= spec.priority <= 10:
+        refuse("priority", f"{spec.priority} is outside 0..10")
+    if not 1 <= spec.max_attempts <= 100:
+        refuse("max_attempts", f"{spec.max_attempts} is outside 1..100")
+    need = spec.resources
+    if not (0 < need.cpus <= 1_000_000 and 0 <= need.gpus <= 100_000 and 0 < need.nodes <= 100_000):
+        refuse("resources", f"cpus={need.cpus}, gpus={need.gpus}, nodes={need.nodes} cannot be meant")
+    _check_limits(spec.limits, refuse)
+    if spec.slurm is not None and spec.driver != SLURM_DRIVER:
+        refuse("slurm", f"is for jobs of the driver {SLURM_DRIVER!r}, and this one names {spec.driver!r}")
+    for field, said in check_slurm(spec.slurm) if spec.slurm is not None else ():
+        refuse(f"slurm/{field}", said)
+    if spec.lost_after is not None:
+        if spec.on_lost == "wait":
+            refuse("lost_after", "belongs to on_lost 'requeue' or 'fail'; with 'wait' there is no lease")
+        if not MIN_LEASE_SECS <= spec.lost_after <= MAX_LEASE_SECS:
+            refuse("lost_after", f"{spec.lost_after:g}s is not between 1s and 30 days")
+
+
+def _check_command(spec: JobSpec, refuse: Any) -> None:
     if not spec.command or not spec.command[0]:
         refuse("command", "is empty; give the program and its arguments, as in ['echo', 'hello']")
     if len(spec.command) > MAX_ARGS:
@@ -370,38 +244,22 @@ def _check(spec: JobSpec, pointer: str) -> None:
             "command",
             "a NUL character stands in the command, name, env or tags; the system cannot pass it on",
         )
+
+
+def _check_names(spec: JobSpec, refuse: Any) -> None:
     if len(spec.name) > MAX_NAME_CHARS:
         refuse("name", f"has {len(spec.name)} characters, at most {MAX_NAME_CHARS} are allowed")
-    if spec.jid and not _JID.fullmatch(spec.jid):
+    if spec.jid and not JID.fullmatch(spec.jid):
         refuse("jid", "use letters, digits, '-', '_' and '.', at most 100, beginning with a letter or digit")
     if spec.cluster is not None and not _CLUSTER.fullmatch(spec.cluster):
         refuse("cluster", f"{spec.cluster[:64]!r} is not a cluster's name")
     for field in ("driver", "queue"):
         if not _WORD.fullmatch(getattr(spec, field)):
             refuse(field, f"{getattr(spec, field)[:64]!r} is not a name")
-    _check_env(spec, refuse)
-    _check_container(spec, refuse)
     if len(spec.tags) > MAX_TAGS or any(len(k) > 100 or len(v) > 500 for k, v in spec.tags.items()):
         refuse("tags", f"at most {MAX_TAGS} tags, names up to 100 and values up to 500 characters")
     if "" in spec.tags:
         refuse("tags", f"the value {spec.tags[''][:64]!r} has no name; a tag is NAME: VALUE")
-    if not 0 <= spec.priority <= 10:
-        refuse("priority", f"{spec.priority} is outside 0..10")
-    if not 1 <= spec.max_attempts <= 100:
-        refuse("max_attempts", f"{spec.max_attempts} is outside 1..100")
-    need = spec.resources
-    if not (0 < need.cpus <= 1_000_000 and 0 <= need.gpus <= 100_000 and 0 < need.nodes <= 100_000):
-        refuse("resources", f"cpus={need.cpus}, gpus={need.gpus}, nodes={need.nodes} cannot be meant")
-    _check_limits(spec.limits, refuse)
-    if spec.slurm is not None and spec.driver != SLURM_DRIVER:
-        refuse("slurm", f"is for jobs of the driver {SLURM_DRIVER!r}, and this one names {spec.driver!r}")
-    for field, said in check_slurm(spec.slurm) if spec.slurm is not None else ():
-        refuse(f"slurm/{field}", said)
-    if spec.lost_after is not None:
-        if spec.on_lost == "wait":
-            refuse("lost_after", "belongs to on_lost 'requeue' or 'fail'; with 'wait' there is no lease")
-        if not MIN_LEASE_SECS <= spec.lost_after <= MAX_LEASE_SECS:
-            refuse("lost_after", f"{spec.lost_after:g}s is not between 1s and 30 days")
 
 
 def _check_container(spec: JobSpec, refuse: Any) -> None:
@@ -435,9 +293,10 @@ def _check_env(spec: JobSpec, refuse: Any) -> None:
             refuse("env", f"the value of {name!r} is longer than {MAX_ARG_BYTES} bytes", TooLarge)
 
 
-def _limits(words: Any, pointer: str) -> Any:
-    words = _units(words, ("soft", "hard", "grace"), parse_secs, pointer)
-    return _units(words, ("output",), parse_bytes, pointer)
+def limits_of(words: Any, pointer: str) -> Any:
+    """The words of `limits` with seconds and bytes as numbers."""
+    words = with_units(words, ("soft", "hard", "grace"), parse_secs, pointer)
+    return with_units(words, ("output",), parse_bytes, pointer)
 
 
 def _check_limits(limits: Limits, refuse: Any) -> None:
@@ -451,12 +310,3 @@ def _check_limits(limits: Limits, refuse: Any) -> None:
         )
     if limits.processes is not None and limits.processes < MIN_PROCESSES:
         refuse("limits", f"processes={limits.processes} is less than the {MIN_PROCESSES} that every job has")
-
-
-def _escape(key: object) -> str:
-    """A key as a part of a JSON pointer (RFC 6901)."""
-    return str(key)[:64].replace("~", "~0").replace("/", "~1")
-
-
-def _kind(value: object) -> str:
-    return {list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")

@@ -17,6 +17,7 @@ import structlog
 from . import failpoints
 from .agent_claim import Agent
 from .agent_pool import AgentPool
+from .changes import Changes, changed
 from .commits import Commits
 from .compute_job import ComputeJob, JobTable
 from .dispatch import Dispatcher
@@ -44,7 +45,6 @@ from .orders import Orders
 from .output import Readings
 from .reasons import Reason
 from .scheduler import Scheduler
-from .spec import Changes, changed
 from .store import Store
 from .store.unit import EventRow, Unit
 from .tasks import Tasks

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import msgspec
 from msgspec import Struct
 
+from sirepo_jobs.changes import Changes
 from sirepo_jobs.compute_job import ComputeJob, Damaged
 from sirepo_jobs.errors import BadInput, Conflict, Error, NotFound, Unavailable
 from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsked
@@ -17,7 +18,7 @@ from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 from sirepo_jobs.lifecycle import Illegal
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import parse_secs
-from sirepo_jobs.spec import Changes, JobSpec
+from sirepo_jobs.spec import JobSpec
 from sirepo_jobs.store import JobQuery
 from sirepo_jobs.views import JOB_FIELDS, JOB_VIEWS, attempt_view, event_view, job_view
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sirepo_jobs import __version__, spec
+from sirepo_jobs import __version__, changes, spec
 from sirepo_jobs.login import LoginAnswers, LoginOrder
 from sirepo_jobs.resources import MAX_BYTES, MAX_SECS
 from sirepo_jobs.tokens import MAX_LIFE_SECS, MAX_NAME_CHARS, TokenOrder
@@ -268,7 +268,7 @@ def _body(route: Route) -> dict[str, Any] | None:
         }
     if route.method == "PATCH":
         one = {"$ref": _REF.format(name="Changes")}
-        many = {"type": "array", "items": one, "minItems": 1, "maxItems": spec.MAX_CHANGES}
+        many = {"type": "array", "items": one, "minItems": 1, "maxItems": changes.MAX_CHANGES}
         return {"schema": many if route.large else one}
     return {"schema": {"type": "object"}} if route.kind is Kind.ORDER else None
 
@@ -362,7 +362,7 @@ def _problem(status: int) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     types = [kind for answer in ANSWERS.values() for kind in answer.types]
     _, schemas = msgspec.json.schema_components(
-        [*dict.fromkeys(types), spec.JobSpec, spec.Changes, TokenOrder, LoginOrder, LoginAnswers, Problem],
+        [*dict.fromkeys(types), spec.JobSpec, changes.Changes, TokenOrder, LoginOrder, LoginAnswers, Problem],
         ref_template=_REF,
     )
     found: dict[str, Any] = dict(schemas)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sirepo_jobs import driver, login, run_path, spec, tokens
+from sirepo_jobs import changes, driver, login, run_path, tokens
 from sirepo_jobs.errors import NotFound
 
 from . import limits, query
@@ -73,11 +73,11 @@ _FILES = {
 
 
 def _change(body: bytes) -> bytes:
-    return msgspec.json.encode(spec.parse_change(body))
+    return msgspec.json.encode(changes.parse_change(body))
 
 
 def _changes(body: bytes) -> bytes:
-    return msgspec.json.encode(spec.parse_changes(body))
+    return msgspec.json.encode(changes.parse_changes(body))
 
 
 def _login(body: bytes) -> bytes:

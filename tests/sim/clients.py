@@ -14,12 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from sirepo_jobs.api.whereabouts import run_dir
+from sirepo_jobs.changes import Changes
 from sirepo_jobs.errors import Error, NotFound, Unavailable
 from sirepo_jobs.events import CancelAsked, HoldAsked, Released, RetryAsked
 from sirepo_jobs.job import FINAL, State
 from sirepo_jobs.lifecycle import Illegal
 from sirepo_jobs.resources import Resources
-from sirepo_jobs.spec import Changes, JobSpec, Limits
+from sirepo_jobs.spec import JobSpec, Limits
 from tests.sim.house import House, Node
 from tests.sim.program import PROGRAM, Plan
 

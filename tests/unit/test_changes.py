@@ -5,10 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from sirepo_jobs.changes import Changes, changed, parse_change, parse_changes
 from sirepo_jobs.errors import BadInput
 from sirepo_jobs.resources import Resources
 from sirepo_jobs.scheduler import Entry, Scheduler, Shape
-from sirepo_jobs.spec import Changes, Limits, changed, parse_change, parse_changes
+from sirepo_jobs.spec import Limits
 
 from .builders import a_spec
 

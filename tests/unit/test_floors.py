@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "sirepo_jobs"
 
 FLOORS: dict[str, int] = {
     # 1: pure, travels to the agent
-    **dict.fromkeys(["", "errors", "reasons", "resources", "job", "spec", "protocol"], 1),
+    **dict.fromkeys(
+        ["", "errors", "reasons", "resources", "job", "wording", "spec", "changes", "protocol"], 1
+    ),
     **dict.fromkeys(["run_path", "byte_range", "cluster", "cluster_file", "failpoints", "garbage"], 1),
     # Slurm in words: on the agent's floor, because it is the agent that speaks with it
     **dict.fromkeys(["slurm_text", "slurm_states", "slurm_options"], 1),
@@ -77,7 +79,7 @@ FLOORS: dict[str, int] = {
     # 4: doors
     **dict.fromkeys(["frontend", "agent_door", "agent_socket", "api", "views", "client"], 4),
     # 5: puts the house together
-    **dict.fromkeys(["app", "settings"], 5),
+    **dict.fromkeys(["app", "settings", "setting_values"], 5),
     # 6: people start here
     **dict.fromkeys(["cli"], 6),
 }
@@ -103,7 +105,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "alembic": {"store"},
     "psycopg": {"store"},
     "sqlite3": {"store"},
-    "pykern": {"settings", "app", "frontend"},
+    "pykern": {"setting_values", "app", "frontend"},
     "click": {"cli"},
     "rich": {"cli"},
     "urllib3": {"client"},
