@@ -17,7 +17,8 @@
       containment.py, oom.py: what a container of our own used; whether its memory ran out
     broker.py     instead of the spawners where jobs are Slurm's: one loop, no children but Slurm's commands
       slurm_desk.py the launcher's desk then
-      slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on
+      slurm_book.py what is known; slurm_life.py, slurm_batch.py: pure: how attempts and submissions go on,
+                    slurm_end.py: what is told of one that left no record
       slurm_situation.py pure: where an attempt stands, in words for people
       slurm_submitter.py, slurm_asker.py, slurm_commands.py: sbatch, squeue and the like, within limits
       slurm_files.py claims, bells and submissions on the shared file system

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
+from sirepo_jobs.agents import slurm_end
 from sirepo_jobs.agents.words import Over
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.slurm_states import Stage, meaning, wait
-from sirepo_jobs.slurm_text import NOTHING_TO_DO, Forgotten, Record, Row
+from sirepo_jobs.slurm_text import Forgotten, Record, Row
 
 #: A vanished or ended job is asked for again after so long, while its record may still appear.
 ASK_AGAIN_SECS = 5.0
@@ -309,25 +310,8 @@ def _withdrawn(life: Life, now: float, *, ours: bool) -> Step:
 
 def _never(life: Life) -> Step:
     """The claim is ours: it has not begun and never will."""
-    reason, message = life.reason, life.refusal
-    if not message and life.stopping is None:
-        reason, message = _why_never(life.verdict)
-    fields = {
-        "reason": None if life.stopping is not None else reason,
-        "message": "canceled before it began" if life.stopping is not None else message,
-        "stopped": life.stopping is not None,
-        "began": False,
-        "proof": "never_claimed",
-    }
+    fields = slurm_end.unbegun(life.verdict, life.reason, life.refusal, canceled=life.stopping is not None)
     return replace(life, phase=Phase.OVER), [Finish(fields)]
-
-
-def _why_never(verdict: Record | Forgotten | None) -> tuple[Reason, str]:
-    if isinstance(verdict, Record):
-        about = meaning(verdict.state)
-        reason = about.reason or Reason.START_FAILED
-        return reason, f"Slurm job {verdict.slurm_id} ended before it began: {about.text} ({verdict.state})"
-    return Reason.START_FAILED, "Slurm does not know its job any more, and it had not begun"
 
 
 def _listed(life: Life, event: Listed) -> Step:
@@ -453,37 +437,7 @@ def _judge(life: Life, now: float) -> Step:
     quiet = (life.beat_at or 0.0) + max(life.settle_secs, QUIET_SECS)
     if now < max(settled, quiet):
         return life, [Look()]
-    return replace(life, phase=Phase.OVER), [Finish(_without_record(life))]
-
-
-def _without_record(life: Life) -> dict[str, Any]:
-    """It began, it is over, and it left no record: what Slurm says is all there is."""
-    verdict = life.verdict
-    fields: dict[str, Any] = {"began": True, "started_at": life.began_at, "proof": "scheduler"}
-    if isinstance(verdict, Record):
-        about = meaning(verdict.state)
-        canceled = verdict.state == "CANCELLED"
-        fields["stopped"] = canceled and life.stopping is not None
-        fields["exit_code"], fields["signal"] = verdict.exit_code, verdict.signal
-        fields["reason"] = None if fields["stopped"] else about.reason
-        fields["message"] = f"Slurm job {verdict.slurm_id}: {about.text} ({verdict.state})"
-        if verdict.exit_code == NOTHING_TO_DO:
-            # Slurm started it a second time, under the same id, and the claim stopped that one (F121)
-            fields["exit_code"] = None
-            fields["reason"] = Reason.NODE_FAILED
-            fields["message"] = f"Slurm job {verdict.slurm_id} was killed without a record and started again"
-        elif verdict.state == "COMPLETED" or (about.reason is None and verdict.exit_code == 0):
-            # its exit code is not the command's: a copy that found the claim taken ends well too
-            fields["exit_code"] = None
-            fields["reason"] = Reason.AGENT_LOST
-            fields["message"] += ", and it left no exit record: its last writes may have failed"
-        elif about.reason is not None:
-            fields["exit_code"] = fields["signal"] = None
-    else:
-        fields["stopped"] = life.stopping is not None
-        fields["reason"] = None if fields["stopped"] else Reason.NODE_FAILED
-        fields["message"] = (
-            f"Slurm does not know job {life.slurm_id} any more, it gives no sign of life, "
-            "and it left no exit record: its node may have failed"
-        )
-    return fields
+    fields = slurm_end.unrecorded(
+        life.verdict, life.slurm_id, life.began_at, canceled=life.stopping is not None
+    )
+    return replace(life, phase=Phase.OVER), [Finish(fields)]
