@@ -1,8 +1,11 @@
-"""What the launcher must remember through its own death: an append-only file of checked lines.
+"""What the launcher must remember through its own death: a file of checked lines, one behind the other.
 
 Order is the point (C1): an intent is in the file before the process is asked for, and a record is on
 disk before the supervisor hears of it. Everything that one turn of the launcher writes shares one
-`fdatasync`. A torn tail was never told to anybody, and is cut off.
+`fdatasync`. Lines replace zeros that were written ahead: a sync then waits for these bytes alone, where a
+file that grows has it wait for whatever others have changed in the file system. A power failure may take
+any sectors of what was not synced, in any order, so reading ends at the first line that is not sound; what
+stands behind it was never told to anybody, and is cut off.
 """
 
 import errno
@@ -24,8 +27,12 @@ from sirepo_jobs.protocol import Durable, Exited, Started
 NAME: Final = "journal"
 #: Below this size a journal is never rewritten.
 COMPACT_BYTES: Final = 1 << 20
+#: So many zeros are written ahead at a time.
+AHEAD_BYTES: Final = 256 << 10
 #: Space that is set aside for the ends of attempts that run when the disk fills up.
 RESERVE_BYTES: Final = 256 << 10
+#: File systems keep some space for root alone.
+_IS_ROOT: Final = os.geteuid() == 0
 
 
 class Head(Struct, frozen=True, kw_only=True):
@@ -84,28 +91,45 @@ _record = msgspec.json.Decoder(Durable).decode
 
 
 class Journal:
-    """The open file. `replay` first."""
+    """The open file. `replay` first.
+
+    POSIT: nobody else writes there: the home is locked, and where locks do not reach, a launcher on another
+    node begins with `rewrite`, which leaves the old file to whoever has it open.
+    """
 
     def __init__(self, home: str) -> None:
         self._path = f"{home}/{NAME}"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._lines: list[bytes] = []
         self._rest = b""
+        #: Sound bytes: the next line goes there. From there to `_ahead` are zeros.
         self._size = 0
+        self._ahead = 0
         self._rewritten = 0
         self._reserve_path = f"{home}/{NAME}.reserve"
         self._reserved = False
+        #: The disk had room when it was looked at last, and nothing was to begin since.
+        self._roomy = False
 
     def fileno(self) -> int:
         """So that children can close it."""
         return self._fd
 
     def replay(self, boot_id: str) -> Past:
-        """Read everything and cut off a torn tail; a new file gets its head."""
-        past, good = _parse(_read_all(self._fd))
-        if good < os.fstat(self._fd).st_size:
-            os.ftruncate(self._fd, good)
+        """Read everything and cut off a torn tail; a new file gets its head.
+
+        What is returned is on disk, also where the last launcher had not synced it. Raises `OSError`.
+        """
+        data = _read_all(self._fd)
+        past, good = _parse(data)
         self._size = self._rewritten = good
+        self._ahead = len(data)
+        if data.count(0, good) < len(data) - good:
+            # POSIT: sound lines may stand behind one that was lost, and none of them shall ever follow on
+            # a new one. The sync keeps the old sectors from coming back beside new ones.
+            os.ftruncate(self._fd, good)
+            self._ahead = good
+        os.fdatasync(self._fd)
         if past is None:
             past = Past(
                 install=uuid.uuid4().hex,
@@ -124,6 +148,7 @@ class Journal:
 
     def intend(self, intent: Intent) -> None:
         """Before a process is asked for."""
+        self._roomy = False
         self._append(b"I", _encode(intent))
 
     def keep(self, raw: bytes, start: int = 0) -> None:
@@ -148,7 +173,7 @@ class Journal:
             self._lines.clear()
         while self._rest:
             try:
-                written = os.write(self._fd, self._rest)
+                written = self._put()
             except OSError:
                 # POSIT: nothing begins without the reserve (`reserved`), so it serves ends alone (F030).
                 if not self._reserved:
@@ -156,13 +181,34 @@ class Journal:
                 self._release()
                 continue
             self._rest = self._rest[written:]
-            self._size += written
         return True
+
+    def _put(self) -> int:
+        """Write behind what is sound, with zeros behind that when they are used up; how much was taken."""
+        count = 0
+        if self._reserved and self._size + len(self._rest) > self._ahead:
+            with suppress(OSError):  # not so much space: then the file grows by just what is written
+                count = os.pwrite(self._fd, self._rest + bytes(AHEAD_BYTES), self._size)
+        count = count or os.pwrite(self._fd, self._rest, self._size)
+        self._ahead = max(self._ahead, self._size + count)
+        taken = min(count, len(self._rest))
+        self._size += taken
+        return taken
 
     @property
     def reserved(self) -> bool:
-        """Whether there is space set aside for the ends of what is to begin; made again when it can be."""
-        return self._reserved or self._reserve()
+        """Whether anything may begin: there is room on the disk, and space set aside for its end.
+
+        Both are looked for again as long as they are missing.
+        """
+        self._roomy = self._roomy or self._has_room()
+        return self._roomy and (self._reserved or self._reserve())
+
+    def _has_room(self) -> bool:
+        """The zeros would hide from us for long that the disk is full."""
+        found = os.fstatvfs(self._fd)
+        # without blocks at all, it is one that does not count them
+        return not found.f_blocks or (found.f_bfree if _IS_ROOT else found.f_bavail) > 0
 
     def _reserve(self) -> bool:
         try:
@@ -217,7 +263,7 @@ class Journal:
         part = f"{self._path}.part"
         with suppress(FileNotFoundError):
             os.unlink(part)
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             rest = memoryview(data)
             while rest:
@@ -234,7 +280,7 @@ class Journal:
         self._fd = fd
         self._lines.clear()
         self._rest = b""
-        self._size = self._rewritten = len(data)
+        self._size = self._ahead = self._rewritten = len(data)
 
     def close(self) -> None:
         """Close the file."""

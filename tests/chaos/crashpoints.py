@@ -83,7 +83,7 @@ class Scene:
         for path in self.world.root.glob("agents/*/launcher.log"):
             said.append(path.read_text(errors="replace")[-3000:])
         for path in self.world.root.glob("agents/*/journal"):
-            said.append(path.read_text(errors="replace")[-3000:])
+            said.append(path.read_text(errors="replace").rstrip("\0")[-3000:])
         for role in ("supervisor", "launcher", "spawner", "agent"):
             for pid in self.world.pids(role):
                 status = Path(f"/proc/{pid}/status").read_text()

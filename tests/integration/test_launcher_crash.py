@@ -352,7 +352,8 @@ async def test_torn_journal_is_cut_and_goes_on(tmp_path: Path) -> None:
         pid = s.launcher
         os.kill(pid, signal.SIGKILL)
         await gone(pid)
-        with (s.home / "journal").open("ab") as file:
+        with (s.home / "journal").open("r+b") as file:
+            file.seek(len(file.read().rstrip(b"\0")))  # behind the last line
             file.write(b'deadbeef R0 {"op":"exited","jid":"x","seri')
         await s.launch()
         hello = await s.stage.connected(2)

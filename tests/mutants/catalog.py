@@ -194,6 +194,25 @@ MUTANTS: Final = (
         "tests/unit/test_agent_journal.py",
     ),
     Mutant(
+        "what stands behind a lost line comes back",
+        "agents/journal.py",
+        "            os.ftruncate(self._fd, good)\n            self._ahead = good\n",
+        "            pass\n",
+        "tests/unit/test_agent_journal.py",
+    ),
+    Mutant(
+        "a launcher tells what the one before had not synced",
+        "agents/journal.py",
+        "        os.fdatasync(self._fd)\n        if past is None:\n",
+        "        if past is None:\n",
+    ),
+    Mutant(
+        "lines are told without a sync",
+        "agents/journal.py",
+        "            return False\n        os.fdatasync(self._fd)\n",
+        "            return False\n",
+    ),
+    Mutant(
         "an attempt of before a crash is never forgotten",
         "agents/journal.py",
         "        past.kept.append((Kept(record.seq, payload, key if isinstance(record, Exited) else None), record))",

@@ -11,6 +11,7 @@ from sirepo_jobs.agents.crew import Crew, Place
 from sirepo_jobs.agents.lane import Lane
 from sirepo_jobs.agents.slate import Slate
 from sirepo_jobs.agents.upstream import Upstream
+from sirepo_jobs.agents.words import relay_records
 from sirepo_jobs.driver import AgentSpec
 from tests.sim.host import Host, Proc
 from tests.sim.syscalls import pair
@@ -136,6 +137,18 @@ class SimUpstream(Upstream):
         return child.pid
 
 
+def _hand_out(session: int, epoch: int, records: list[bytes]) -> bytes:
+    """As `relay_records` does; from here on the supervisor may know of them."""
+    _world.note("handed_out", _world.current.actor.code.install, tuple(records))
+    return relay_records(session, epoch, records)
+
+
+def _kept(launcher: launcher_module.Launcher) -> tuple[int, tuple[bytes, ...]]:
+    """How far its records are acknowledged, and those that are not."""
+    outbox = launcher._desk._outbox
+    return outbox.acked, tuple(kept.raw for kept in outbox.kept())
+
+
 class SimAgent(agent_module.Agent):
     """Its way out leads to the simulated network."""
 
@@ -170,6 +183,7 @@ def start_launcher(host: Host, spec: AgentSpec) -> Proc | None:
         lock = _world.os.open(f"{spec.home}/lock", 0o102)
         actor = Actor(proc)
         code = launcher_module.Launcher(spec, lambda *_: None, lock)
+        host.world.note("remembers", code.install, *_kept(code))
         code.listen_to_signals()
         _world.os.close(_world.os.open(f"{spec.home}/launcher.json", 0o102))
     except OSError as exc:
@@ -198,5 +212,9 @@ def enter(world: Any) -> None:
     _world = world
 
 
-REPLACED = ((launcher_module, "Crew", SimCrew), (launcher_module, "Upstream", SimUpstream))
-_ = (crew_module, upstream_module)
+REPLACED = (
+    (launcher_module, "Crew", SimCrew),
+    (launcher_module, "Upstream", SimUpstream),
+    (upstream_module, "relay_records", _hand_out),
+)
+_ = crew_module

@@ -7,6 +7,9 @@ was committed when, and what clients were told.
 from collections import defaultdict
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from sirepo_jobs import events as job_events
 from sirepo_jobs.job import FINAL, State
 from sirepo_jobs.reasons import Reason
@@ -27,8 +30,15 @@ _NO_STARTS = {"host_full", "no_pids", "host_io", "spawner_kill", "launcher_kill"
 
 CHECKED = (
     "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12", "I13", "I14", "I16", "I17",
-    "I18", "I19", "I20", "I21", "I22", "I29", "I30", "I32",
+    "I18", "I19", "I20", "I21", "I22", "I29", "I30", "I32", "C1",
 )  # fmt: skip
+
+
+class _Numbered(Struct):
+    seq: int
+
+
+_numbered = msgspec.json.Decoder(_Numbered).decode
 
 
 class Attempt:
@@ -62,6 +72,8 @@ class Checker:
         self.cpus = 0
         self.seen: dict[tuple[int, str], int] = {}
         self.heard: dict[int, int] = {}
+        #: What each journal's launchers have let out, by number.
+        self.handed_out: dict[str, dict[int, bytes]] = defaultdict(dict)
         self.told: dict[str, int] = {}
         self.epoch = 0
         self.final: dict[str, Any] = {}
@@ -99,6 +111,20 @@ class Checker:
 
     def _on_hurt(self, at: float, host: str, pid: int, number: int) -> None:
         self.bad("I20", f"{at}: signal {number} went to somebody else's process {pid} on {host}")
+
+    def _on_handed_out(self, at: float, install: str, records: tuple[bytes, ...]) -> None:
+        for raw in records:
+            seq = _numbered(raw).seq
+            if self.handed_out[install].setdefault(seq, raw) != raw:
+                self.bad("C1", f"{at}: record {seq} of {install} was another one before")
+
+    def _on_remembers(self, at: float, install: str, acked: int, kept: tuple[bytes, ...]) -> None:
+        there = {_numbered(raw).seq: raw for raw in kept}
+        for seq, raw in self.handed_out[install].items():
+            if seq > acked and there.get(seq) != raw:
+                self.bad(
+                    "C1", f"{at}: record {seq} of {install} was told, and its journal has {there.get(seq)!r}"
+                )
 
     def _on_replayed(self, at: float, agent: str, unchanged: bool) -> None:
         if not unchanged:

@@ -1,7 +1,8 @@
 """The disk of a simulated host: names, bytes, and what of them survives a power failure.
 
 What was synced survives, and so does what is older than `FLUSH_SECS`. Of the rest each name may be lost, and
-each file keeps a prefix of what was written.
+each file keeps a prefix of what was appended. Of what was written over, each sector is one of those that it
+has been since the last sync, whatever became of the others; and a cut may not have happened at all.
 """
 
 import errno
@@ -10,21 +11,57 @@ import random
 import stat
 
 FLUSH_SECS = 5.0
+#: A disk writes so many bytes whole or not at all.
+SECTOR = 512
 
 
 class Inode:
     """A regular file."""
 
-    __slots__ = ("allocated", "data", "mode", "number", "synced", "touched_at")
+    __slots__ = ("allocated", "cut_from", "data", "mode", "number", "older", "synced", "touched_at")
 
     def __init__(self, number: int, now: float) -> None:
         self.number = number
         self.data = bytearray()
         #: Space that is set aside for it.
         self.allocated = 0
-        #: So many bytes are on the disk.
+        #: So many bytes are on the disk, or may have been written over since then.
         self.synced = 0
+        #: What sectors that were written over or cut off have been since the last sync, by number.
+        self.older: dict[int, list[bytes]] = {}
+        #: So long it was on the disk before it was cut; 0 = it was not cut since the last sync.
+        self.cut_from = 0
         self.touched_at = now
+
+    def remember(self, first: int, end: int) -> None:
+        """What these bytes are now may still come to be after a power failure."""
+        for sector in range(first // SECTOR, -(-end // SECTOR)):
+            self.older.setdefault(sector, []).append(
+                bytes(self.data[sector * SECTOR : (sector + 1) * SECTOR])
+            )
+
+    def lose_power(self, dice: random.Random) -> None:
+        """Keep what the disk may have got of what was not synced."""
+        if self.cut_from and dice.random() < 0.5:
+            size = self.cut_from
+        elif len(self.data) > self.synced:
+            size = dice.randint(self.synced, len(self.data))
+        else:
+            size = len(self.data)
+        for sector, were in sorted(self.older.items()):
+            at = sector * SECTOR
+            if len(self.data) < at + SECTOR:
+                self.data += bytes(at + SECTOR - len(self.data))
+            found = dice.choice([*were, bytes(self.data[at : at + SECTOR])])
+            self.data[at : at + SECTOR] = found.ljust(SECTOR, b"\0")
+        del self.data[size:]
+        self.settle()
+
+    def settle(self) -> None:
+        """Everything is on the disk."""
+        self.synced = len(self.data)
+        self.older.clear()
+        self.cut_from = 0
 
 
 class Stat:
@@ -54,6 +91,11 @@ class Files:
         #: Bytes that were given back since the disk is full.
         self._spare = 0
 
+    @property
+    def free(self) -> int:
+        """What is left, as far as that matters."""
+        return self._spare if self.full else 1 << 30
+
     def _room(self, count: int = 1) -> None:
         if not self.full:
             self._spare = 0
@@ -77,10 +119,28 @@ class Files:
         inode.touched_at = now
         return len(data)
 
+    def overwrite(self, inode: Inode, data: bytes, offset: int, now: float) -> int:
+        """Write at a place within the file or at its end; only what is appended takes space."""
+        end = len(inode.data)
+        assert offset <= end, "holes are not modelled"
+        self._room(max(0, offset + len(data) - end))
+        inode.remember(offset, min(end, offset + len(data)))
+        inode.data[offset : offset + len(data)] = data
+        inode.touched_at = now
+        return len(data)
+
+    def cut(self, inode: Inode, size: int, now: float) -> None:
+        """Make it shorter."""
+        inode.remember(size, len(inode.data))
+        inode.cut_from = max(inode.cut_from, inode.synced)
+        del inode.data[size:]
+        inode.synced = min(inode.synced, size)
+        inode.touched_at = now
+
     def sync(self, inode: Inode) -> None:
         if self.broken:
             raise OSError(errno.EIO, "Input/output error")
-        inode.synced = len(inode.data)
+        inode.settle()
         for path in [path for path in self._young if self.files.get(path) is inode]:
             # file systems with a journal bring the way to a synced file to the disk, too
             del self._young[path]
@@ -160,8 +220,9 @@ class Files:
             if now - when < FLUSH_SECS and name in self._young and dice.random() < 0.5:
                 self.wipe(name)
         for inode in self.files.values():
-            if now - inode.touched_at < FLUSH_SECS and len(inode.data) > inode.synced:
-                del inode.data[dice.randint(inode.synced, len(inode.data)) :]
-            inode.synced = len(inode.data)
+            if now - inode.touched_at < FLUSH_SECS:
+                inode.lose_power(dice)
+            else:
+                inode.settle()
         self._young.clear()
         self.full = self.broken = False

@@ -123,6 +123,8 @@ def inside(world: World) -> Iterator[None]:
         (time, "clock_gettime", lambda _clock: world.now),
         (time, "sleep", _no_sleep),
         (child, "oom", SimpleNamespace(kills=lambda: 0)),
+        # so little that it is used up, and that its end is met, in each world
+        (journal, "AHEAD_BYTES", 1500),
         (os, "urandom", world.random_bytes),
         (random, "random", world.random),
         *agents_model.REPLACED,

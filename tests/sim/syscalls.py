@@ -231,6 +231,13 @@ class Os:
             return len(data)
         return self._files.write(self._inode(fd), bytes(data), self._world.now)
 
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return self._files.overwrite(self._inode(fd), bytes(data), offset, self._world.now)
+
+    def fstatvfs(self, _fd: int) -> Any:
+        free = self._files.free
+        return SimpleNamespace(f_blocks=1 << 30, f_bfree=free, f_bavail=free)
+
     def posix_fallocate(self, fd: int, _offset: int, count: int) -> None:
         self._files.allocate(self._inode(fd), count)
 
@@ -244,9 +251,7 @@ class Os:
     fdatasync = fsync
 
     def ftruncate(self, fd: int, size: int) -> None:
-        inode = self._inode(fd)
-        del inode.data[size:]
-        inode.synced = min(inode.synced, size)
+        self._files.cut(self._inode(fd), size, self._world.now)
 
     def fstat(self, fd: int) -> Any:
         if fd == 2:

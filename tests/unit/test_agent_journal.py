@@ -1,11 +1,13 @@
-"""The journal and the outbox: order, acknowledgement, torn tails, compaction."""
+"""The journal and the outbox: order, acknowledgement, torn tails, space written ahead, compaction."""
 
+import itertools
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from sirepo_jobs.agents import journal as journal_of
 from sirepo_jobs.agents.journal import Helper, Intent, Journal
 from sirepo_jobs.agents.outbox import Kept, Outbox
 from sirepo_jobs.protocol import Exited, Started
@@ -27,6 +29,11 @@ def written(path: Path) -> Journal:
     journal = Journal(str(path))
     journal.replay("boot")
     return journal
+
+
+def sound(path: Path) -> int:
+    """How long the lines are; behind them are zeros, and nothing else."""
+    return len((path / "journal").read_bytes().rstrip(b"\0"))
 
 
 def test_new_journal_has_a_new_install(tmp_path: Path) -> None:
@@ -57,19 +64,22 @@ def test_replay_tells_what_is_open_and_what_is_unacknowledged(tmp_path: Path) ->
     assert past.helpers == [Helper(pid=11, start=22)]
 
 
+@pytest.mark.parametrize("zeros", [0, 1, 2000])
 @pytest.mark.parametrize("cut", range(1, 60))
-def test_torn_tail_is_cut_wherever_it_tears(tmp_path: Path, cut: int) -> None:
+def test_torn_tail_is_cut_wherever_it_tears(tmp_path: Path, cut: int, zeros: int) -> None:
     journal = written(tmp_path)
     journal.keep(exited(1, "a"))
     journal.sync()
-    good = os.path.getsize(tmp_path / "journal")
+    good = sound(tmp_path)
     journal.keep(exited(2, "b"))
     journal.sync()
-    os.truncate(tmp_path / "journal", os.path.getsize(tmp_path / "journal") - cut)
+    end = sound(tmp_path) - cut
+    os.truncate(tmp_path / "journal", end)
+    os.truncate(tmp_path / "journal", end + zeros)
     again = Journal(str(tmp_path))
     past = again.replay("boot")
     assert past.last_seq == 1
-    assert os.path.getsize(tmp_path / "journal") == good
+    assert os.path.getsize(tmp_path / "journal") == sound(tmp_path) == good
     again.keep(exited(2, "c"))
     again.sync()
     assert [kept.ends for kept, _ in Journal(str(tmp_path)).replay("boot").kept] == [("a", 1), ("c", 1)]
@@ -79,7 +89,7 @@ def test_flipped_bit_ends_the_reading(tmp_path: Path) -> None:
     journal = written(tmp_path)
     journal.keep(exited(1, "a"))
     journal.sync()
-    at = os.path.getsize(tmp_path / "journal")
+    at = sound(tmp_path)
     journal.keep(exited(2, "b"))
     journal.keep(exited(3, "c"))
     journal.sync()
@@ -128,17 +138,17 @@ def test_full_disk_is_tried_again_and_nothing_is_torn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = written(tmp_path)
-    real = os.write
+    real = os.pwrite
     room = [10]
 
-    def write(fd: int, data: bytes) -> int:
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
         if room[0] <= 0:
             raise OSError(28, "No space left on device")
-        count = real(fd, data[: room[0]])
+        count = real(fd, data[: room[0]], offset)
         room[0] -= count
         return count
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     journal.keep(exited(1, "a"))
     assert not journal.sync()
     journal.keep(exited(2, "b"))
@@ -146,6 +156,122 @@ def test_full_disk_is_tried_again_and_nothing_is_torn(
     room[0] = 1 << 20
     assert journal.sync()
     assert Journal(str(tmp_path)).replay("boot").last_seq == 2
+
+
+def test_lines_go_into_space_that_was_written_before(tmp_path: Path) -> None:
+    """So that a sync has nothing to do but them: the file grows by much, and seldom."""
+    journal = written(tmp_path)
+    sizes = []
+    for n in range(1, 6001):
+        journal.keep(exited(n, "a"))
+        assert journal.write()
+        sizes.append(os.path.getsize(tmp_path / "journal"))
+        assert n % 1000 or sizes[-1] >= sound(tmp_path)
+    assert sound(tmp_path) > 2 * journal_of.AHEAD_BYTES
+    grown = sorted(set(sizes))
+    assert all(b - a >= journal_of.AHEAD_BYTES for a, b in itertools.pairwise(grown))
+    assert os.stat(tmp_path / "journal").st_blocks * 512 >= grown[-1]
+    again = Journal(str(tmp_path))
+    assert again.replay("boot").last_seq == 6000
+    # what is left of the zeros is used by whoever comes next
+    again.keep(exited(6001, "a"))
+    assert again.sync()
+    assert os.path.getsize(tmp_path / "journal") == grown[-1]
+
+
+def test_sound_lines_behind_a_lost_one_never_come_back(tmp_path: Path) -> None:
+    """Not even when what is new is just as long as what was lost."""
+    journal = written(tmp_path)
+    journal.keep(exited(1, "a"))
+    assert journal.sync()
+    at = sound(tmp_path)
+    journal.keep(exited(2, "b"))
+    assert journal.write()
+    end = sound(tmp_path)
+    journal.keep(exited(3, "c"))
+    assert journal.sync()
+    with (tmp_path / "journal").open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(end - at))
+    again = Journal(str(tmp_path))
+    assert again.replay("boot").last_seq == 1
+    again.keep(exited(2, "x"))
+    assert again.sync()
+    assert [kept.ends for kept, _ in Journal(str(tmp_path)).replay("boot").kept] == [("a", 1), ("x", 1)]
+
+
+def test_what_was_not_synced_is_synced_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was killed between `write` and `sync` leaves what looks as if it were on disk (seed 1941)."""
+    journal = written(tmp_path)
+    journal.keep(exited(1, "a"))
+    assert journal.write()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    assert Journal(str(tmp_path)).replay("boot").last_seq == 1
+    assert synced == [(tmp_path / "journal").stat().st_ino]
+
+
+def test_without_room_for_zeros_the_file_grows_by_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F030: also on file systems that take all of it or nothing; the reserve is not touched for zeros."""
+    journal = written(tmp_path)
+    real = os.pwrite
+    free = 1000
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        nonlocal free
+        need = max(0, offset + len(data) - os.fstat(fd).st_size)
+        if need > free:
+            raise OSError(28, "No space left on device")
+        free -= need
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    reserve = tmp_path / "journal.reserve"
+    journal.keep(exited(1, "a"))
+    assert journal.sync()
+    assert os.path.getsize(tmp_path / "journal") == sound(tmp_path)
+    assert reserve.exists()
+    assert journal.reserved
+    # now the space that was set aside is needed
+    free = 0
+    journal.keep(exited(2, "b"))
+    assert not journal.sync()
+    assert not reserve.exists()
+    # it is there for ends alone, and nothing of it becomes zeros
+    free = 10_000
+    monkeypatch.setattr(os, "posix_fallocate", _no_space)
+    assert journal.sync()
+    assert not journal.reserved
+    assert os.path.getsize(tmp_path / "journal") == sound(tmp_path)
+    assert Journal(str(tmp_path)).replay("boot").last_seq == 2
+
+
+def _no_space(_fd: int, _offset: int, _count: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_nothing_begins_on_a_full_disk_however_many_zeros_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F029: the zeros would take hundreds of intents before a full disk was noticed."""
+    journal = written(tmp_path)
+    journal.intend(intent("a"))
+    assert journal.write()
+    assert journal.reserved
+    real = os.fstatvfs
+    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: full)
+    assert journal.reserved  # nobody has asked for anything since
+    journal.intend(intent("b"))
+    assert journal.write()
+    assert not journal.reserved
+    assert not journal.reserved
+    monkeypatch.setattr(os, "fstatvfs", real)
+    assert journal.reserved
 
 
 def kept(seq: int) -> Kept:
