@@ -13,6 +13,7 @@ from . import failpoints
 from .compute_job import ComputeJob
 from .errors import BadInput, Conflict, Unavailable
 from .job import JobRecord, State, ulid
+from .known_keys import KnownKeys
 from .login import has_logins
 from .spec import JobSpec
 from .store.unit import KeyRow, NewJob
@@ -34,6 +35,7 @@ class Intake:
         self._supervisor = supervisor
         #: Requests under way, by (user, key): a second one with the same key waits for the first.
         self._keys: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._known = KnownKeys(supervisor.store, supervisor.commits)
         #: Client-chosen ids under way.
         self._jids: set[str] = set()
 
@@ -61,13 +63,21 @@ class Intake:
         under_way = self._keys[user, key] = asyncio.get_running_loop().create_future()
         try:
             digest = hashlib.sha256(_encode(specs)).digest()
-            if (row := await self._supervisor.store.key(user, key)) is not None:
+            if (row := await self._known_key(user, key)) is not None:
                 return await self._answer_again(row, digest), False
             fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
             return await self._make(user, specs, fresh), True
         finally:
             del self._keys[user, key]
             under_way.set_result(None)
+
+    async def _known_key(self, user: str, key: str) -> KeyRow | None:
+        """What the key has made. The store is asked only where the key may be known."""
+        if self._known.due():
+            self._supervisor.tasks.ensure("look through keys", self._known.learn)
+        if self._known.surely_new(user, key):
+            return None
+        return await self._supervisor.store.key(user, key)
 
     def _check(self, spec: JobSpec, pointer: str) -> None:
         driver = self._supervisor.agents.drivers.get(spec.driver)
@@ -130,6 +140,7 @@ class Intake:
                 self._supervisor.created(job, at)
             if key is not None:
                 row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
+                self._known.add(user, row.key)
                 self._supervisor.commits.unit.keys.append(row)
             self._supervisor.dispatch.at_once()
             records = [job.record for job in jobs]

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     select,
     text,
+    tuple_,
     union_all,
 )
 
@@ -183,6 +184,15 @@ def key(connection: Connection, user: str, name: str) -> KeyRow | None:
             f"what Idempotency-Key {name!r} made cannot be read any more ({exc}); list your jobs",
             code="damaged_record",
         ) from None
+
+
+def keys(connection: Connection, *, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str]]:
+    """User and name of each idempotency key, in order, from behind one on."""
+    name = (idempotency.c.user, idempotency.c.key)
+    query = select(*name).order_by(*name).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(*name) > after)
+    return [(row[0], row[1]) for row in connection.execute(query).all()]
 
 
 def has_keys_before(connection: Connection, at: int) -> bool:

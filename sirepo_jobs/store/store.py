@@ -169,6 +169,10 @@ class Store:
         """What an `Idempotency-Key` has made."""
         return await self._reader.ask(lambda connection: queries.key(connection, user, key))
 
+    async def keys(self, *, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str]]:
+        """User and name of each `Idempotency-Key`, in an order of the store's, from behind one on."""
+        return await self._reader.ask(lambda connection: queries.keys(connection, after=after, limit=limit))
+
     async def has_keys_before(self, at: int) -> bool:
         """Whether there are idempotency keys of before an instant."""
         return await self._reader.ask(lambda connection: queries.has_keys_before(connection, at))

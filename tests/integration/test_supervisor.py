@@ -24,7 +24,7 @@ from sirepo_jobs.op import Need
 from sirepo_jobs.reasons import Reason
 from sirepo_jobs.resources import Resources
 from sirepo_jobs.spec import JobSpec
-from sirepo_jobs.store import JobQuery, Store
+from sirepo_jobs.store import JobQuery, KeyRow, Store
 from sirepo_jobs.supervisor import Supervisor
 from tests.scripted import ScriptedAgent, ScriptedDriver
 
@@ -355,6 +355,27 @@ async def test_the_same_key_makes_one_job(tmp_path: Path) -> None:
         assert await house.submit(TRUE, key="k", user="bob") != made[0]
         with pytest.raises(Conflict, match="another request"):
             await house.submit(JobSpec(command=["false"]), key="k")
+
+
+async def test_a_new_key_costs_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7: once the keys are known, the store is asked for those only that may be there."""
+    async with house_of(tmp_path, ScriptedDriver("silent")) as house:
+        asked: list[str] = []
+        key = house.store.key
+
+        async def counted(user: str, name: str) -> KeyRow | None:
+            asked.append(name)
+            return await key(user, name)
+
+        monkeypatch.setattr(house.store, "key", counted)
+        made = await house.submit(TRUE, key="first")
+        await house.intake._known.learn()
+        asked.clear()
+        for number in range(20):
+            await house.submit(TRUE, key=f"new {number}")
+        assert asked == []
+        assert await house.submit(TRUE, key="first") == made
+        assert asked == ["first"]
 
 
 async def test_a_chosen_jid_is_taken_once(tmp_path: Path) -> None:

@@ -311,6 +311,10 @@ class SimStore:
         await self._read()
         return self.disk.keys.get((user, key))
 
+    async def keys(self, *, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str]]:
+        await self._read()
+        return sorted(name for name in self.disk.keys if after is None or name > after)[:limit]
+
     async def agents(self) -> list[AgentRow]:
         await self._read()
         return [row for _, row in sorted(self.disk.agents.items())]

@@ -53,6 +53,7 @@ FLOORS: dict[str, int] = {
             "commits",
             "event_hub",
             "intake",
+            "known_keys",
             "output",
             "run_files",
             "tasks",

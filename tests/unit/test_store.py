@@ -513,6 +513,13 @@ class Exercise:
             it.store.submit(Unit(keys=keys))
             it.store.submit(Unit(tokens={f"{n:012x}": a_token(n) for n in range(3)}))
             await it.store.flushed()
+            names = sorted(("ann", row.key) for row in keys)
+            assert sorted(await it.store.keys(after=None, limit=100)) == names
+            pages = [await it.store.keys(after=None, limit=30)]
+            pages.append(await it.store.keys(after=pages[0][-1], limit=30))
+            assert [len(page) for page in pages] == [30, 20]
+            assert sorted(pages[0] + pages[1]) == names
+            assert await it.store.keys(after=pages[1][-1], limit=30) == []
             assert await it.store.has_keys_before(AT + 1)
             assert not await it.store.has_keys_before(AT)
             left = []
