@@ -221,6 +221,8 @@ def _listen(settings: Settings, supervisor: Supervisor, talk: AgentTalk, secret:
         max_body_size=settings.max_body_bytes * 2,
         max_buffer_size=settings.max_body_bytes * 2 + (1 << 20),
     )
+    # Only our own front ends and agents get here, and they keep their connections: nobody is timed.
+    server.conn_params.header_timeout = None
     server.add_socket(_unix_socket(settings.root))
     return server
 

@@ -1,16 +1,19 @@
 """The supervisor's door for the front end: HTTP on a unix socket, one request, one answer (SIR-01)."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from tornado.web import RequestHandler
+from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.routing import Router
 
 from sirepo_jobs.driver import AGENT_NAME
 from sirepo_jobs.tokens import TOKEN_ID
 
 from .clusters import Cluster, ClusterCheck, Clusters, Login, LoginAnswer
+from .exchange import Arrival
 from .explain import Explain
 from .files import Files
-from .handler import House
+from .handler import Handler, House
 from .jobs import Attempts, DeclareLost, Job, JobEvents, Jobs, Signal, Verb
 from .service import Agents, AgentVerb, DeclareGone, Health, Metrics, Stats, StopAgents
 from .streams import Events, Logs
@@ -19,10 +22,25 @@ from .tokens import Token, TokenFeed, Tokens
 __all__ = ["House", "routes"]
 
 
-def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+class _Route(Router):
+    """What Tornado's table finds: makes an exchange of one kind."""
+
+    def __init__(self, house: House, kind: type[Handler]) -> None:
+        self._house = house
+        self._kind = kind
+
+    def find_handler(
+        self, request: HTTPServerRequest, path_args: Sequence[bytes] = (), **_: Any
+    ) -> HTTPMessageDelegate:
+        assert request.connection is not None
+        exchange = self._kind(self._house, request, request.connection)
+        return Arrival(exchange, [argument.decode() for argument in path_args])
+
+
+def routes(house: House) -> list[tuple[str, Any, dict[str, Any]]]:
     """Tornado's table of this door."""
     jid = r"([A-Za-z0-9_.-]{1,100})"
-    table: list[tuple[str, type[RequestHandler]]] = [
+    table: list[tuple[str, type[Handler]]] = [
         (r"/api/v1/jobs", Jobs),
         (rf"/api/v1/jobs/{jid}", Job),
         (rf"/api/v1/jobs/{jid}/(cancel|hold|release|retry)", Verb),
@@ -51,4 +69,4 @@ def routes(house: House) -> list[tuple[str, type[RequestHandler], dict[str, Any]
         (r"/healthz", Health),
         (r"/readyz", Health),
     ]
-    return [(path, handler, {"house": house}) for path, handler in table]
+    return [(path, _Route(house, kind), {}) for path, kind in table]

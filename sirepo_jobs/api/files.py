@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from sirepo_jobs import byte_range, protocol, run_path
 from sirepo_jobs.byte_range import NoSuchRange
-from sirepo_jobs.errors import BadInput, Conflict, NotFound
+from sirepo_jobs.errors import BadInput, Conflict, Error, NotFound
 from sirepo_jobs.run_files import OpenFile, RunDir, RunFiles
 from sirepo_jobs.run_path import Parts
 from sirepo_jobs.views import instant
@@ -40,7 +40,7 @@ class Files(Handler):
                     async with files.open(_there(where, jid), path) as file:
                         await self._file(file, path[-1])
                 except Conflict as exc:
-                    if exc.code != "is_directory" or self._headers_written:
+                    if exc.code != "is_directory" or self.began:
                         raise
                     await self._list(files, where, path)
             else:
@@ -117,23 +117,11 @@ class Files(Handler):
         else:
             await self.send(files.archive(where, path))
 
-    # -- Tornado's own idea of entity tags is not ours
-
-    def compute_etag(self) -> str | None:
-        return None
-
-    def check_etag_header(self) -> bool:
-        return False
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
+    def fail(self, error: Error) -> None:
         """As everywhere, with the size of the file where a range is not in it."""
-        exc = kwargs.get("exc_info", (None, None))[1]
-        size = exc.size if isinstance(exc, NoSuchRange) else None
-        super().write_error(status_code, **kwargs) if size is None else self._no_such_range(size, **kwargs)
-
-    def _no_such_range(self, size: int, **kwargs: Any) -> None:
-        self.set_header("Content-Range", f"bytes */{size}")
-        super().write_error(416, **kwargs)
+        if isinstance(error, NoSuchRange):
+            self.set_header("Content-Range", f"bytes */{error.size}")
+        super().fail(error)
 
 
 def _there(where: RunDir | None, what: str) -> RunDir:

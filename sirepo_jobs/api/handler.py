@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
+from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import StreamClosedError
-from tornado.web import RequestHandler
 
 from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.commits import LOOK_SECS
@@ -24,6 +24,8 @@ from sirepo_jobs.job import State
 from sirepo_jobs.store import StoredJob
 from sirepo_jobs.supervisor import Supervisor
 from sirepo_jobs.views import job_view
+
+from .exchange import Exchange
 
 _log = structlog.get_logger(__name__)
 encode = msgspec.json.Encoder().encode
@@ -41,7 +43,7 @@ class House:
         self.secret = secret.encode()
 
 
-class Handler(RequestHandler):
+class Handler(Exchange):
     """Common to all routes: who asks, and how errors are answered."""
 
     user: str
@@ -49,8 +51,8 @@ class Handler(RequestHandler):
     #: What is being streamed, while something is.
     _stream: asyncio.Task[None] | None = None
 
-    def initialize(self, house: House) -> None:
-        """Called by Tornado with the arguments of the route."""
+    def __init__(self, house: House, request: HTTPServerRequest, connection: HTTPConnection) -> None:
+        super().__init__(request, connection)
         self.house = house
         self.supervisor = house.supervisor
 
@@ -70,47 +72,23 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json")
         self.finish(encode(body))
 
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """What has begun is cut, not finished: nobody shall take it for the whole (I13)."""
-        if self._headers_written and not self._finished:
-            self.detach().close()
-            return
-        super().send_error(status_code, **kwargs)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Every error is a problem (RFC 9457); what we did not foresee says no more than that (S63)."""
-        exc = kwargs.get("exc_info", (None, None))[1]
-        if exc is None and status_code == 500:
-            # Tornado answers so for a request that is canceled, as all are when we end (F009).
-            exc = Unavailable("the supervisor is ending; ask again", code="ending")
-        if isinstance(exc, Error):
-            status_code, code, detail = exc.http_status, exc.code, str(exc)
-        else:
-            code, detail = f"http_{status_code}", self._reason
+    def fail(self, error: Error) -> None:
+        """Every error is a problem (RFC 9457)."""
         problem: dict[str, Any] = {
-            "type": f"urn:sirepo-jobs:problem:{code}",
-            "title": code.replace("_", " "),
-            "status": status_code,
-            "code": code,
-            "detail": detail,
+            "type": f"urn:sirepo-jobs:problem:{error.code}",
+            "title": error.code.replace("_", " "),
+            "status": error.http_status,
+            "code": error.code,
+            "detail": str(error),
             "request_id": self.request.headers.get("X-Request-Id", ""),
         }
-        if isinstance(exc, BadInput) and exc.pointer:
-            problem["pointer"] = exc.pointer
-        self.set_status(status_code)
-        if status_code == 503:
+        if isinstance(error, BadInput) and error.pointer:
+            problem["pointer"] = error.pointer
+        self.set_status(error.http_status)
+        if error.http_status == 503:
             self.set_header("Retry-After", "1")
         self.set_header("Content-Type", "application/problem+json")
         self.finish(encode(problem))
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Foreseen errors are answers, not incidents."""
-        if not isinstance(value, Error):
-            super().log_exception(typ, value, tb)
-
-    def compute_etag(self) -> str | None:
-        """None: Tornado would hash every answer for a header that the front end does not pass on."""
-        return None
 
     # -- helpers
 
@@ -217,16 +195,16 @@ class Handler(RequestHandler):
             if not self._stream.done():
                 self._stream.cancel()
         if self._stream.cancelled():
-            self.detach().close()
+            self.cut()
             return
         error = self._stream.exception()
         if error is None:
             self.finish()
-        elif not self._headers_written:
+        elif not self.began:
             raise error
         else:
             _log.warning("stream cut", path=self.request.path, why=str(error))
-            self.detach().close()
+            self.cut()
 
     async def _send(
         self, chunks: AsyncGenerator[bytes, None] | AsyncGenerator[bytes | memoryview, None]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from tornado.web import RequestHandler
-
 from sirepo_jobs.agent_claim import Agent
 from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import Conflict, NotFound
@@ -11,7 +9,7 @@ from sirepo_jobs.events import DeathProven
 from sirepo_jobs.supervisor import Supervisor
 
 from . import metrics
-from .handler import Handler, House, encode
+from .handler import Handler
 
 
 def agent_view(agent: Agent) -> dict[str, Any]:
@@ -130,16 +128,16 @@ class Metrics(Handler):
         self.finish(metrics.text_of(self.supervisor, counts))
 
 
-class Health(RequestHandler):
+class Health(Handler):
     """`/healthz` and `/readyz`: no data, so no credentials."""
 
-    def initialize(self, house: House) -> None:
-        """Called by Tornado with the arguments of the route."""
-        self.house = house
+    def prepare(self) -> None:
+        """Anybody may ask."""
 
     def get(self) -> None:
         """Ready when the store takes writes."""
-        degraded = self.house.supervisor.store.degraded
-        self.set_status(503 if degraded and self.request.path == "/readyz" else 200)
-        self.set_header("Content-Type", "application/json")
-        self.finish(encode({"status": "degraded" if degraded else "ok"}))
+        degraded = self.supervisor.store.degraded
+        self.answer(
+            {"status": "degraded" if degraded else "ok"},
+            503 if degraded and self.request.path == "/readyz" else 200,
+        )

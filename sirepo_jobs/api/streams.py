@@ -67,7 +67,7 @@ class Logs(Handler):
         """One for each mark; the header before them says of which file, and of no other, they are."""
         async with contextlib.aclosing(marks) as flow:
             async for mark in flow:
-                if not self._headers_written:
+                if not self.began:
                     found = place._replace(device=mark.device, inode=mark.inode)
                     self.set_header(run_tree.ON_DISK, found.to_header())
                 yield b"%d\n" % mark.offset
