@@ -7,8 +7,10 @@ happens only once the change is durable (C1, C14).
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from .errors import Unavailable
 from .store import Store
 from .store.unit import Unit
 
@@ -29,6 +31,9 @@ class Commits:
         self._unit = Unit()
         self._scheduled = False
         self._closed = False
+        #: Those who want to know whether it became durable, or cannot.
+        self._waiting: set[asyncio.Future[bool]] = set()
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def unit(self) -> Unit:
@@ -44,19 +49,51 @@ class Commits:
 
     async def durable(self) -> None:
         """Return when everything written so far is durable."""
-        done = asyncio.Event()
-        self.after(done.set)
-        await done.wait()
+        done = self._loop.create_future()
+        self.after(partial(_tell, done, True))
+        await done
 
     async def settled(self) -> bool:
         """Return True when everything so far is durable, False when nothing can be written at present."""
         if self._store.degraded:
             return False
-        durable = asyncio.ensure_future(self.durable())
-        if await self.unless_degraded(durable):
-            return True
-        durable.cancel()
-        return False
+        told: asyncio.Future[bool] = self._loop.create_future()
+        self.after(partial(_tell, told, True))
+        self._waiting.add(told)
+        self._look_later()
+        try:
+            return await told
+        finally:
+            self._waiting.discard(told)
+
+    async def written(self, then: str = "ask again") -> None:
+        """Return when everything so far is durable. Raises `Unavailable` when that cannot be written now.
+
+        `then`: what the caller had better do; most things may be asked again.
+        """
+        if not await self.settled():
+            raise self.unwritten(then)
+
+    def unwritten(self, then: str) -> Unavailable:
+        """What is to be said of something that will be done when the store can be written again."""
+        why = self._store.degraded or "it could not a moment ago"
+        return Unavailable(
+            f"this is not written down yet, and will be when the store can: {why}; {then}",
+            code="store_degraded",
+        )
+
+    def _look_later(self) -> None:
+        """One timer for all who wait."""
+        if self._looking is None:
+            self._looking = self._loop.call_later(LOOK_SECS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._store.degraded:
+            for told in self._waiting:
+                _tell(told, False)
+        elif self._waiting:
+            self._look_later()
 
     async def unless_degraded(self, under_way: "asyncio.Future[Any]") -> bool:
         """Wait for something that ends with a commit: True when it is done, False when it cannot be now.
@@ -82,3 +119,8 @@ class Commits:
         """Hand over what there is, and nothing after it: what happens later is neither kept nor told."""
         self.flush()
         self._closed = True
+
+
+def _tell(told: "asyncio.Future[bool]", word: bool) -> None:
+    if not told.done():
+        told.set_result(word)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 import msgspec
 import structlog
 
+from .bell import Bell
 from .errors import Conflict
 from .job import FINAL, HELD_BY_AGENT, JobRecord, State
 from .op import Op
@@ -73,7 +74,8 @@ class ComputeJob:
         self.pins = 0
         #: Version whose commit is done: what readers may see.
         self.seen = record.version
-        self._changed: asyncio.Future[None] | None = None
+        #: Made when somebody waits: most jobs are never asked for.
+        self._changed: Bell | None = None
 
     @property
     def jid(self) -> str:
@@ -99,15 +101,14 @@ class ComputeJob:
         if version > self.seen:
             self.seen = version
             if self._changed is not None:
-                self._changed.set_result(None)
-                self._changed = None
+                self._changed.ring()
 
     async def change(self, version: int) -> None:
         """Return when a version above `version` is durable."""
         while self.seen <= version:
             if self._changed is None:
-                self._changed = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._changed)
+                self._changed = Bell()
+            await self._changed.wait()
 
     async def end(self) -> None:
         """Return when the run has ended, durably."""

@@ -4,11 +4,11 @@ A listener keeps one number, its position. Nothing is queued for it, so a slow o
 falls behind the ring and reads on from the store.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from itertools import islice
 
+from .bell import Bell
 from .store import Store
 from .store.unit import EventRow
 
@@ -29,7 +29,7 @@ class EventHub:
         #: Everything up to here is durable and visible.
         self.last = last_seq
         self._ring: deque[EventRow] = deque(maxlen=RING)
-        self._news: asyncio.Future[None] | None = None
+        self._news = Bell()
 
     def next_seq(self) -> int:
         """The next position."""
@@ -42,15 +42,11 @@ class EventHub:
             return
         self._ring.extend(rows)
         self.last = rows[-1].seq
-        if self._news is not None:
-            self._news.set_result(None)
-            self._news = None
+        self._news.ring()
 
     async def news(self) -> None:
         """Return at the next publication."""
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._news)
+        await self._news.wait()
 
     async def follow(self, after: int, *, user: str | None) -> AsyncGenerator[list[EventRow], None]:
         """Every row above `after`, once and in order, then new ones as they come; `user`'s only, if given.

@@ -6,6 +6,7 @@ A batch is all or nothing: either every job of it is durable when the answer goe
 import asyncio
 import hashlib
 import os
+from functools import partial
 
 import msgspec
 
@@ -55,21 +56,42 @@ class Intake:
             self._check(spec, pointer)
         specs = [self._on_cluster(spec, pointer) for spec, pointer in zip(specs, pointers, strict=True)]
         if key is None:
-            return await self._make(user, specs, None), True
+            records = await self._make(user, specs, None)
+            # the same again would be other jobs, beside these
+            await self._written("look at your jobs before you send these again, or send an Idempotency-Key")
+            return records, True
         if not 0 < len(key) <= MAX_KEY_CHARS:
             raise BadInput(f"Idempotency-Key has {len(key)} characters; use 1 to {MAX_KEY_CHARS}")
+        commits = self._supervisor.commits
         while (first := self._keys.get((user, key))) is not None:
-            await asyncio.shield(first)
+            if not await commits.unless_degraded(first):
+                raise commits.unwritten("ask again")
         under_way = self._keys[user, key] = asyncio.get_running_loop().create_future()
+        let_go = partial(self._let_go, user, key, under_way)
         try:
             digest = hashlib.sha256(_encode(specs)).digest()
             if (row := await self._known_key(user, key)) is not None:
-                return await self._answer_again(row, digest), False
+                records = await self._answer_again(row, digest)
+                let_go()
+                return records, False
             fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
-            return await self._make(user, specs, fresh), True
-        finally:
-            del self._keys[user, key]
-            under_way.set_result(None)
+            records = await self._make(user, specs, fresh)
+        except BaseException:
+            let_go()
+            raise
+        commits.after(let_go)  # whoever asks again must find it in the store
+        await self._written("ask again")
+        return records, True
+
+    def _let_go(self, user: str, key: str, under_way: "asyncio.Future[None]") -> None:
+        """The next one with the same key may look for itself."""
+        del self._keys[user, key]
+        under_way.set_result(None)
+
+    async def _written(self, then: str) -> None:
+        failpoints.hit("submit.before_commit")
+        await self._supervisor.commits.written(then)
+        failpoints.hit("submit.after_commit")
 
     async def _known_key(self, user: str, key: str) -> KeyRow | None:
         """What the key has made. The store is asked only where the key may be known."""
@@ -142,14 +164,13 @@ class Intake:
                 row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
                 self._known.add(user, row.key)
                 self._supervisor.commits.unit.keys.append(row)
+            if chosen:
+                self._supervisor.commits.after(partial(self._jids.difference_update, chosen))
             self._supervisor.dispatch.at_once()
-            records = [job.record for job in jobs]
-            failpoints.hit("submit.before_commit")
-            await self._supervisor.commits.durable()
-            failpoints.hit("submit.after_commit")
-            return records
-        finally:
+            return [job.record for job in jobs]
+        except BaseException:
             self._jids.difference_update(chosen)
+            raise
 
     def _new(self, user: str, jid: str, spec: JobSpec, at: int) -> ComputeJob:
         name = spec.name or os.path.basename(spec.command[0])[:200]

@@ -131,31 +131,22 @@ class Handler(Exchange):
         if why := self.supervisor.store.degraded:
             raise Unavailable(f"nothing can be changed now: {why}", code="store_degraded")
 
-    async def kept(self, work: Coroutine[Any, Any, _Result], *, then: str = "ask again") -> _Result:
+    async def kept(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """What comes of work that ends with a commit. Raises `Unavailable` when that cannot be written now.
 
-        The work is not broken off: it is done when the store can be written again. `then`: what the caller
-        had better do; most things may be asked again.
+        The work is not broken off: it is done when the store can be written again.
         """
         task = asyncio.ensure_future(work)
         if not await self.supervisor.commits.unless_degraded(task):
             task.add_done_callback(_forget)
-            why = self.supervisor.store.degraded or "it could not a moment ago"
-            raise Unavailable(
-                f"this is not written down yet, and will be when the store can: {why}; {then}",
-                code="store_degraded",
-            )
+            raise self.supervisor.commits.unwritten("ask again")
         return task.result()
 
     async def written(self, job: ComputeJob | None = None) -> None:
         """Until everything so far is durable, and `job` as it is by then. Raises as `kept` does."""
-
-        async def work() -> None:
-            await self.supervisor.commits.durable()
-            if job is not None:
-                await job.settled()  # it may have gone on while that was written down
-
-        await self.kept(work())
+        await self.supervisor.commits.written()
+        if job is not None and job.seen < job.record.version:
+            await self.kept(job.settled())  # it has gone on while that was written down
 
     def may_know(self, agent: Agent) -> bool:
         """Whether the agent is the caller's business."""

@@ -52,14 +52,7 @@ class Jobs(Handler):
         except (ValueError, RecursionError) as exc:
             raise BadInput(f"not a submission of the front end: {exc}") from None
         key = self.request.headers.get("Idempotency-Key")
-        # without a key the same again would be other jobs, beside these
-        then = (
-            "ask again"
-            if key
-            else "look at your jobs before you send these again, or send an Idempotency-Key"
-        )
-        submitting = self.house.intake.submit(self.user, submission.jobs, key)
-        records, made = await self.kept(submitting, then=then)
+        records, made = await self.house.intake.submit(self.user, submission.jobs, key)
         answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
         if not made:
             self.set_header("Idempotent-Replayed", "true")

@@ -24,8 +24,8 @@ MUTANTS: Final = (
     Mutant(
         "accepted before it is durable",
         "sirepo_jobs/intake.py",
-        '            await self._supervisor.commits.durable()\n            failpoints.hit("submit.after_commit")',
-        '            failpoints.hit("submit.after_commit")',
+        '        await self._supervisor.commits.written(then)\n        failpoints.hit("submit.after_commit")',
+        '        failpoints.hit("submit.after_commit")',
     ),
     Mutant(
         "records acknowledged before their commit",

@@ -51,6 +51,7 @@ FLOORS: dict[str, int] = {
             "renewals",
             "silence",
             "commits",
+            "bell",
             "event_hub",
             "intake",
             "known_keys",
