@@ -100,6 +100,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         assert isinstance(start_line, httputil.RequestStartLine)
         self._line = start_line
         self._headers = headers
+        self._frontend.expect(self, limits.BODY_SECS)
         self._reply.headers_only = start_line.method == "HEAD"
         given = headers.get("X-Request-Id", "")
         self._id = given if _REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
@@ -186,6 +187,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._held_bytes = 0
 
     def finish(self) -> None:
+        self._frontend.arrived(self)
         if self._reply.over:
             return
         self._to_note = self._to_note or (self._changes and self._refusal is None)
@@ -209,6 +211,7 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def on_connection_close(self) -> None:
         """The client is gone; so is every reason to bother the supervisor."""
+        self._frontend.arrived(self)
         self._reply.leave()
         if self._asking is not None:
             self._asking.abort()
@@ -378,6 +381,16 @@ class Exchange(httputil.HTTPMessageDelegate):
         if self._asking is not None:
             self._asking.abort()
         self._tell(self._frontend.tokens.copy.why_not_stay())
+
+    def give_up(self) -> None:
+        """The client has had time enough to send its request, or has gone."""
+        self._frontend.arrived(self)
+        self._connection.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing comes on its connection any more."""
+        return self._connection.stream.closed()
 
     @property
     def may_stay(self) -> bool:

@@ -30,7 +30,7 @@ MAX_READ_BUFFER_BYTES = 1 << 20
 #: Connections to the supervisor that are kept while nobody needs them.
 MAX_IDLE_LINES = 32
 
-#: A client must send its headers, or its next request, within so many seconds.
+#: A client must send its headers, or its next request, within so many seconds; the next look ends it.
 IDLE_SECS = 120.0
 #: And a whole body.
 BODY_SECS = 300.0

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,8 @@ class Frontend(HTTPServerConnectionDelegate):
         self.table = Table()
         #: Requests under way.
         self.exchanges: set[Exchange] = set()
+        #: Requests that are to come, or coming, and until when their clients have time for it.
+        self._coming: dict[Exchange, float] = {}
         self.feed = TokenFeed(upstream, tokens.copy, self.dismiss)
         self.disk_threads = DiskThreads()
         self._quiet = asyncio.Event()
@@ -82,9 +85,9 @@ class Frontend(HTTPServerConnectionDelegate):
             max_buffer_size=limits.MAX_READ_BUFFER_BYTES,
             max_header_size=limits.MAX_READ_HEADER_BYTES,
             max_body_size=max_body_bytes,
-            idle_connection_timeout=limits.IDLE_SECS,
-            body_timeout=limits.BODY_SECS,
         )
+        # One look at all who are slow; Tornado would keep two timers and a task for each request.
+        self._server.conn_params.header_timeout = None
 
     def listen(self, host: str, port: int) -> str:
         """Take connections from now on; returns the URL. Raises `BadInput` when the port is taken."""
@@ -139,6 +142,14 @@ class Frontend(HTTPServerConnectionDelegate):
         ]:
             exchange.dismiss()
 
+    def expect(self, exchange: Exchange, secs: float) -> None:
+        """The next part of it, headers or body, is to be here in so many seconds, or at the look after."""
+        self._coming[exchange] = time.monotonic() + secs
+
+    def arrived(self, exchange: Exchange) -> None:
+        """It is whole, or given up; safe to repeat."""
+        self._coming.pop(exchange, None)
+
     def _look_later(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(limits.LOOK_SECS, self._look)
 
@@ -147,6 +158,11 @@ class Frontend(HTTPServerConnectionDelegate):
         nobody reads, such as a next request."""
         for exchange in [exchange for exchange in self.exchanges if exchange.is_deserted]:
             exchange.on_connection_close()
+        now = time.monotonic()
+        for exchange in [
+            exchange for exchange, due in self._coming.items() if due < now or exchange.is_closed
+        ]:
+            exchange.give_up()
         self._look_later()
 
     def busy(self) -> bool:
@@ -156,7 +172,9 @@ class Frontend(HTTPServerConnectionDelegate):
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Tornado has a new request."""
         assert isinstance(request_conn, HTTP1Connection)
-        return Exchange(self, request_conn)
+        exchange = Exchange(self, request_conn)
+        self.expect(exchange, limits.IDLE_SECS)
+        return exchange
 
     def on_close(self, server_conn: object) -> None:
         """Tornado lost a connection; its exchange knows already."""

@@ -251,7 +251,10 @@ async def test_connections_are_counted(house: Stage, monkeypatch: pytest.MonkeyP
 async def test_who_dawdles_is_put_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_SECS", 0.3)
     monkeypatch.setattr(limits, "BODY_SECS", 0.3)
+    monkeypatch.setattr(limits, "LOOK_SECS", 0.1)
     async with stage(tmp_path) as house:
+        left = await house.wire()
+        left.close()
         for begin in (
             b"",
             b"GET / HTTP/1.1\r\nX: ",
@@ -261,6 +264,7 @@ async def test_who_dawdles_is_put_out(tmp_path: Path, monkeypatch: pytest.Monkey
             await wire.send(begin)
             assert await wire.is_closed()
         await until(lambda: not house.frontend.exchanges)
+        await until(lambda: not house.frontend._coming)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
