@@ -1,9 +1,9 @@
 """A fence of the kernel around each attempt: so many processes and threads, and not one more (F050).
 
 Pens are cgroups with the `pids` controller of version 1, the only ones into which a thread can step for the
-price of one write. A process is born where its parent stands; so a spawner steps into a pen before each birth
-and stays there until the next. Where there are no such cgroups, or they are not ours to make, there are no
-pens, and attempts are only counted (crowd.py).
+price of one write. A process is born where its parent stands; so a spawner steps into a pen before a birth
+and stays there until one needs another pen. Where there are no such cgroups, or they are not ours to make,
+there are no pens, and attempts are only counted (crowd.py).
 """
 
 import errno
@@ -35,8 +35,9 @@ class Pen:
             # One more for the spawner itself, which stands in it for a while; `count` leaves it out.
             _write(f"{self.path}/pids.max", b"%d" % (limit + 1))
             self.limit = limit
-        _write(f"{self.path}/tasks", b"0")
-        self.holds_spawner = True
+        if not self.holds_spawner:
+            _write(f"{self.path}/tasks", b"0")
+            self.holds_spawner = True
 
     def count(self) -> int:
         """Processes and threads of the attempt in it now; zombies too."""

@@ -71,6 +71,24 @@ def test_who_cannot_leave_a_pen_says_so(pens: Pens, monkeypatch: pytest.MonkeyPa
         assert here() == home
 
 
+def test_who_stands_in_a_pen_does_not_step_into_it_again(pens: Pens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short attempt after the other is born in one pen: a step costs what three files cost."""
+    home = here()
+    pen = pens.enter(5)
+    assert pen is not None
+    inside = here()
+    pens.empty(pen)
+    monkeypatch.setattr(pens_of, "_write", fail)
+    assert pens.enter(5) is pen
+    assert here() == inside != home
+    monkeypatch.undo()
+    pens.empty(pen)
+    assert pens.enter(None) is None
+    assert here() == home
+    assert pens.enter(5) is pen
+    assert here() == inside
+
+
 def test_the_spawner_itself_is_not_counted(pens: Pens) -> None:
     first = pens.enter(room_for(2))
     assert first is not None
