@@ -371,11 +371,11 @@ async def test_a_new_key_costs_no_question(tmp_path: Path, monkeypatch: pytest.M
         made = await house.submit(TRUE, key="first")
         await house.intake._known.learn()
         asked.clear()
-        for number in range(20):
-            await house.submit(TRUE, key=f"new {number}")
+        later = [await house.submit(TRUE, key=f"new {number}") for number in range(20)]
         assert asked == []
         assert await house.submit(TRUE, key="first") == made
-        assert asked == ["first"]
+        assert await house.submit(TRUE, key="new 7") == later[7]
+        assert asked == ["first", "new 7"]
 
 
 async def test_a_chosen_jid_is_taken_once(tmp_path: Path) -> None:

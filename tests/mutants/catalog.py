@@ -28,6 +28,13 @@ MUTANTS: Final = (
         '        failpoints.hit("submit.after_commit")',
     ),
     Mutant(
+        "a key that was used is taken for new",
+        "sirepo_jobs/intake.py",
+        "                self._known.add(user, row.key)\n",
+        "",
+        "tests/integration/test_supervisor.py",
+    ),
+    Mutant(
         "records acknowledged before their commit",
         "sirepo_jobs/agent_talk.py",
         "self._supervisor.commits.after(partial(_acknowledge, line, last))",
