@@ -212,6 +212,7 @@ MUTANTS: Final = (
         "agents/journal.py",
         "        os.fdatasync(self._fd)\n        if past is None:\n",
         "        if past is None:\n",
+        "tests/unit/test_agent_journal.py",
     ),
     Mutant(
         "lines are told without a sync",
