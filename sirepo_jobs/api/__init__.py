@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 
@@ -32,7 +33,7 @@ class _Route(Router):
     def find_handler(
         self, request: HTTPServerRequest, path_args: Sequence[bytes] = (), **_: Any
     ) -> HTTPMessageDelegate:
-        assert request.connection is not None
+        assert isinstance(request.connection, HTTP1Connection)
         exchange = self._kind(self._house, request, request.connection)
         return Arrival(exchange, [argument.decode() for argument in path_args])
 

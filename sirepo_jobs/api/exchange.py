@@ -1,8 +1,7 @@
 """One request at the supervisor's door, and the answer to it.
 
 What every request passes is as short as it can be: Tornado's `RequestHandler` looks after cookies, templates,
-entity tags and forms, of which nothing exists here, and cost a third of all that a single job costs the
-supervisor. Its words are kept for what is the same.
+entity tags and forms, of which nothing exists here. Its words are kept for what is the same.
 """
 
 import asyncio
@@ -10,8 +9,8 @@ from collections.abc import Awaitable, Sequence
 from http.client import responses
 
 import structlog
+from tornado.http1connection import HTTP1Connection
 from tornado.httputil import (
-    HTTPConnection,
     HTTPHeaders,
     HTTPMessageDelegate,
     HTTPServerRequest,
@@ -23,6 +22,7 @@ from sirepo_jobs.errors import BadInput, Error, Unavailable
 
 _log = structlog.get_logger(__name__)
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"})
 #: Answers that have no body.
 _BODILESS = frozenset({204, 304})
 
@@ -40,7 +40,7 @@ class Exchange:
     An answer is begun once, by the first `flush` or by `finish`, and ended once, by `finish` or `cut`.
     """
 
-    def __init__(self, request: HTTPServerRequest, connection: HTTPConnection) -> None:
+    def __init__(self, request: HTTPServerRequest, connection: HTTP1Connection) -> None:
         self.request = request
         self._connection = connection
         self._status = 200
@@ -96,7 +96,7 @@ class Exchange:
     def cut(self) -> None:
         """End without an end of the body, so that nobody takes what came for the whole (I13)."""
         self.over = True
-        self._connection.close()  # type: ignore[attr-defined]
+        self._connection.close()
 
     def _pass_on(self) -> Awaitable[None]:
         chunk = b"".join(self._chunks)
@@ -156,9 +156,6 @@ class Exchange:
         self.fail(error)
 
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE"})
-
-
 class Arrival(HTTPMessageDelegate):
     """Tornado's side of an exchange: the request comes in, then the exchange is a task."""
 
@@ -181,7 +178,7 @@ class Arrival(HTTPMessageDelegate):
         """The request is whole."""
         exchange = self._exchange
         exchange.request.body = b"".join(self._body)
-        exchange._connection.set_close_callback(exchange.on_connection_close)  # type: ignore[attr-defined]
+        exchange._connection.set_close_callback(exchange.on_connection_close)
         # whoever ends the loop cancels it, and nobody else
         self._task = asyncio.get_running_loop().create_task(exchange.run(self._arguments))
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from tornado.httputil import HTTPConnection, HTTPServerRequest
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from sirepo_jobs.agent_claim import Agent
@@ -51,7 +52,7 @@ class Handler(Exchange):
     #: What is being streamed, while something is.
     _stream: asyncio.Task[None] | None = None
 
-    def __init__(self, house: House, request: HTTPServerRequest, connection: HTTPConnection) -> None:
+    def __init__(self, house: House, request: HTTPServerRequest, connection: HTTP1Connection) -> None:
         super().__init__(request, connection)
         self.house = house
         self.supervisor = house.supervisor
