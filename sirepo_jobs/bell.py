@@ -4,12 +4,13 @@ import asyncio
 
 
 class Bell:
-    """Whoever waits when it rings goes on."""
+    """Whoever waits when it rings goes on, in the order in which they came."""
 
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        #: In the order in which they came, which is the same each time; a set's is not.
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def ring(self) -> None:
         """Wake everybody who waits now."""
@@ -21,8 +22,8 @@ class Bell:
         """Return after the next ring. Who gives up leaves nothing behind."""
         # a future for each: shared ones must be shielded, which costs a turn of the loop more
         one = asyncio.get_running_loop().create_future()
-        self._waiting.add(one)
+        self._waiting[one] = None
         try:
             await one
         finally:
-            self._waiting.discard(one)
+            self._waiting.pop(one, None)

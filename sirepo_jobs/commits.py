@@ -32,7 +32,7 @@ class Commits:
         self._scheduled = False
         self._closed = False
         #: Those who want to know whether it became durable, or cannot.
-        self._waiting: set[asyncio.Future[bool]] = set()
+        self._waiting: dict[asyncio.Future[bool], None] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     @property
@@ -59,12 +59,12 @@ class Commits:
             return False
         told: asyncio.Future[bool] = self._loop.create_future()
         self.after(partial(_tell, told, True))
-        self._waiting.add(told)
+        self._waiting[told] = None
         self._look_later()
         try:
             return await told
         finally:
-            self._waiting.discard(told)
+            self._waiting.pop(told, None)
 
     async def written(self, then: str = "ask again") -> None:
         """Return when everything so far is durable. Raises `Unavailable` when that cannot be written now.

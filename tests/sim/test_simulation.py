@@ -60,7 +60,12 @@ def test_the_checker_sees_a_history_that_cannot_be() -> None:
     history = run(scenario).history
     assert check(scenario, history) == []
     for kind in ("born", "commit", "heard"):
-        places = [place for place, entry in enumerate(history) if entry[1] == kind]
+        places = [
+            place
+            for place, entry in enumerate(history)
+            # a commit of nothing, for somebody who waits, may well be there twice
+            if entry[1] == kind and (kind != "commit" or any(entry[4:]))
+        ]
         twice = [*history[: places[0]], history[places[0]], *history[places[0] :]]
         assert check(scenario, twice), f"{kind} twice"
     gone = [entry for entry in history if entry[1] != "born"]
