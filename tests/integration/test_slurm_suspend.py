@@ -27,8 +27,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def stands(pid: int) -> bool:
     """As the kernel says it: T is stopped; D waits for a child that was stopped between vfork and exec."""
-    states = [stat_of(one) for one in (pid, *children_of(pid))]
-    return [one.state for one in states if one is not None] in (["T"], ["T", "T"], ["D", "T"])
+    state, *children = [stat.state for one in (pid, *children_of(pid)) if (stat := stat_of(one)) is not None]
+    return state == "T" or (state == "D" and "T" in children)
 
 
 async def until(true: Any) -> None:
