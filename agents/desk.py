@@ -16,7 +16,7 @@ from sirepo_jobs.agents import exit_file, process
 from sirepo_jobs.agents.birth import unbegun
 from sirepo_jobs.agents.child import Child
 from sirepo_jobs.agents.crew import Crew, Place, start_of
-from sirepo_jobs.agents.journal import Helper, Intent, Journal, Past
+from sirepo_jobs.agents.journal import Helper, Intent, Journal, NotReplaced, Past
 from sirepo_jobs.agents.nursery import Nursery
 from sirepo_jobs.agents.outbox import Kept, Outbox
 from sirepo_jobs.agents.recovery import Recovery
@@ -410,7 +410,7 @@ class Desk:
         helpers += [
             Helper(pid=place.pid, start=start_of(place.pid)) for place in self._crew.places if place.pid
         ]
-        with suppress(OSError):  # a full disk: another time
+        with suppress(NotReplaced):  # a full disk: another time
             self._journal.rewrite(
                 self.install,
                 self._boot_id,

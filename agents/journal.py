@@ -35,6 +35,10 @@ RESERVE_BYTES: Final = 256 << 10
 _IS_ROOT: Final = os.geteuid() == 0
 
 
+class NotReplaced(OSError):
+    """The journal could not be rewritten: the old one stands, and is as good."""
+
+
 class Head(Struct, frozen=True, kw_only=True):
     """First line: whose journal, of which boot, and how far its records are acknowledged."""
 
@@ -206,7 +210,10 @@ class Journal:
 
     def _has_room(self) -> bool:
         """The zeros would hide from us for long that the disk is full."""
-        found = os.fstatvfs(self._fd)
+        try:
+            found = os.fstatvfs(self._fd)
+        except OSError:
+            return True  # it does not say; what is written next, does
         # without blocks at all, it is one that does not count them
         return not found.f_blocks or (found.f_bfree if _IS_ROOT else found.f_bavail) > 0
 
@@ -254,12 +261,31 @@ class Journal:
         kept: list[Kept],
         helpers: list[Helper],
     ) -> None:
-        """Replace the file by one that says only what still matters; all or nothing."""
+        """Replace the file by one that says only what still matters; all or nothing.
+
+        Raises `NotReplaced` when there is no room for it, and another `OSError` when a power failure might
+        leave the old one after all: then nothing may be claimed any more, and the launcher ends.
+        """
         lines = [_line(b"H", _encode(Head(install=install, boot_id=boot_id, acked=acked)))]
         lines += [_line(b"P", _encode(helper)) for helper in helpers]
         lines += [_line(b"I", _encode(intent)) for intent in intents]
         lines += [_line(b"R0", record.raw) for record in kept]
         data = b"".join(lines)
+        try:
+            fd = self._replace_by(data)
+        except OSError as exc:
+            raise NotReplaced(*exc.args) from exc
+        failpoints.hit("journal.replaced")
+        # POSIT: whatever happens from here on, nobody writes to a file without a name.
+        os.close(self._fd)
+        self._fd = fd
+        self._lines.clear()
+        self._rest = b""
+        self._size = self._ahead = self._rewritten = len(data)
+        _sync_dir(os.path.dirname(self._path))
+
+    def _replace_by(self, data: bytes) -> int:
+        """The new file, open."""
         part = f"{self._path}.part"
         with suppress(FileNotFoundError):
             os.unlink(part)
@@ -271,16 +297,10 @@ class Journal:
             os.fsync(fd)
             failpoints.hit("journal.before_replace")
             os.rename(part, self._path)
-            failpoints.hit("journal.replaced")
-            _sync_dir(os.path.dirname(self._path))
         except OSError:
             os.close(fd)
             raise
-        os.close(self._fd)
-        self._fd = fd
-        self._lines.clear()
-        self._rest = b""
-        self._size = self._ahead = self._rewritten = len(data)
+        return fd
 
     def close(self) -> None:
         """Close the file."""

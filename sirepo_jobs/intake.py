@@ -196,7 +196,11 @@ class Intake:
             raise BadInput("the same jid stands twice in the batch", pointer="/jobs")
         if not taken:
             self._jids.update(jids)
-            taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
+            try:
+                taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
+            except BaseException:
+                self._jids.difference_update(jids)
+                raise
             if not taken:
                 return
             self._jids.difference_update(jids)

@@ -88,10 +88,10 @@ class Exchange:
             self._chunks.append(chunk)
         if not self.began and self._status not in _BODILESS and "Content-Length" not in self._headers:
             self._headers["Content-Length"] = str(sum(map(len, self._chunks)))
-        self.over = True
         if self._chunks or not self.began:
             self._pass_on()
         self._connection.finish()
+        self.over = True
 
     def cut(self) -> None:
         """End without an end of the body, so that nobody takes what came for the whole (I13)."""
@@ -153,7 +153,11 @@ class Exchange:
             return
         self._chunks.clear()
         self._headers = HTTPHeaders()
-        self.fail(error)
+        try:
+            self.fail(error)
+        except Exception:  # noqa: BLE001 (who waits for an answer that cannot be given shall hear the end)
+            _log.exception("error cannot be told", path=self.request.path)
+            self.cut()
 
 
 class Arrival(HTTPMessageDelegate):

@@ -16,7 +16,7 @@ from sirepo_jobs.agent_pool import AgentPool
 from sirepo_jobs.agent_talk import AgentTalk
 from sirepo_jobs.compute_job import SPEC_BYTES, ComputeJob
 from sirepo_jobs.driver import Fate, Handle
-from sirepo_jobs.errors import BadInput, Conflict
+from sirepo_jobs.errors import BadInput, Conflict, Unavailable
 from sirepo_jobs.events import CancelAsked
 from sirepo_jobs.intake import Intake
 from sirepo_jobs.job import FINAL, State
@@ -376,6 +376,24 @@ async def test_a_new_key_costs_no_question(tmp_path: Path, monkeypatch: pytest.M
         assert await house.submit(TRUE, key="first") == made
         assert await house.submit(TRUE, key="new 7") == later[7]
         assert asked == ["first", "new 7"]
+
+
+async def test_a_chosen_jid_is_free_again_when_the_store_could_not_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C1: who sends it again makes the job, and does not hear that it is taken."""
+    async with house_of(tmp_path, ScriptedDriver("silent")) as house:
+        spec = JobSpec(command=["true"], jid="mine")
+        asked = house.supervisor.store.jobs
+
+        async def away(_jids: list[str]) -> list[Any]:
+            raise Unavailable("the store is away")
+
+        monkeypatch.setattr(house.supervisor.store, "jobs", away)
+        with pytest.raises(Unavailable):
+            await house.submit(spec)
+        monkeypatch.setattr(house.supervisor.store, "jobs", asked)
+        assert await house.submit(spec) == ["mine"]
 
 
 async def test_a_chosen_jid_is_taken_once(tmp_path: Path) -> None:

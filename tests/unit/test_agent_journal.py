@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sirepo_jobs.agents import journal as journal_of
-from sirepo_jobs.agents.journal import Helper, Intent, Journal
+from sirepo_jobs.agents.journal import Helper, Intent, Journal, NotReplaced
 from sirepo_jobs.agents.outbox import Kept, Outbox
 from sirepo_jobs.protocol import Exited, Started
 
@@ -122,6 +122,35 @@ def test_rewritten_birth_keeps_its_start_time(tmp_path: Path) -> None:
     known = msgspec.structs.replace(intent("a"), pid=7, start=4711, started_at=99)
     journal.rewrite("i", "b", 0, [known], [Kept(1, started(1, "a"), None)], [])
     assert Journal(str(tmp_path)).replay("b").intents["a", 1] == known
+
+
+def test_a_replaced_journal_is_written_to_whatever_its_directory_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C1: the old file has no name any more; and who asked for the new one hears that it is not sure."""
+    journal = written(tmp_path)
+
+    def fails(_path: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal_of, "_sync_dir", fails)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        journal.rewrite("i", "b", 0, [intent("a")], [], [])
+    assert not isinstance(caught.value, NotReplaced)
+    journal.intend(intent("b"))
+    journal.sync()
+    assert list(Journal(str(tmp_path)).replay("b").intents) == [("a", 1), ("b", 1)]
+
+
+def test_a_journal_for_which_there_is_no_room_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F030: compaction is for another time; the old one goes on."""
+    journal = written(tmp_path)
+    (tmp_path / "journal.part").mkdir()
+    with pytest.raises(NotReplaced):
+        journal.rewrite("i", "b", 0, [intent("a")], [], [])
+    journal.intend(intent("b"))
+    journal.sync()
+    assert list(Journal(str(tmp_path)).replay("b").intents) == [("b", 1)]
 
 
 def test_a_birth_without_a_process_of_ours_is_a_birth(tmp_path: Path) -> None:
