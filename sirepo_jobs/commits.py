@@ -59,12 +59,7 @@ class Commits:
             return False
         told: asyncio.Future[bool] = self._loop.create_future()
         self.after(partial(_tell, told, True))
-        self._waiting[told] = None
-        self._look_later()
-        try:
-            return await told
-        finally:
-            self._waiting.pop(told, None)
+        return await self._unless_degraded(told)
 
     async def written(self, then: str = "ask again") -> None:
         """Return when everything so far is durable. Raises `Unavailable` when that cannot be written now.
@@ -100,10 +95,18 @@ class Commits:
 
         It goes on in either case: what was begun is written as soon as that is possible.
         """
-        while not (await asyncio.wait({under_way}, timeout=LOOK_SECS))[0]:
-            if self._store.degraded:
-                return False
-        return True
+        told: asyncio.Future[bool] = self._loop.create_future()
+        under_way.add_done_callback(lambda _done: _tell(told, True))
+        return await self._unless_degraded(told)
+
+    async def _unless_degraded(self, told: "asyncio.Future[bool]") -> bool:
+        """What it is told, or False from the next look on when nothing can be written."""
+        self._waiting[told] = None
+        self._look_later()
+        try:
+            return await told
+        finally:
+            self._waiting.pop(told, None)
 
     def flush(self) -> None:
         """Hand the open unit to the store now."""

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from .errors import BadInput
 from .resources import parse_secs
+from .wording import decode
 
 DEFAULT_LIFE_SECS = 30 * 86400.0
 MAX_LIFE_SECS = 366 * 86400.0
@@ -170,10 +171,7 @@ def may_revoke(caller_scopes: frozenset[Scope], caller_token: str, row: TokenRow
 
 def parse_order(body: bytes) -> TokenOrder:
     """The checked order of a `POST /tokens` body. Raises `BadInput`."""
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadInput(f"the body is not JSON: {exc}", code="bad_json") from None
+    raw = decode(body)
     if not isinstance(raw, dict):
         raise BadInput('a token is ordered with a JSON object, as in {"user": "ann", "role": "user"}')
     words = {key: value for key, value in raw.items() if value is not None}
