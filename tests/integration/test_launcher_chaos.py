@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from sirepo_jobs.protocol import Exited, Run
-from tests.agent_stage import Scene, carrying, gone, scene
+from tests.agent_stage import Scene, carrying, gone, scene, sleep_token
 
 CHAOS_SECS = 6.0
 #: Script and whether it ends by its exit code.
@@ -34,7 +34,7 @@ class Chaos:
         self.scene = the_scene
         self.stage = the_scene.stage
         self.rand = random.Random(seed)
-        self.token = f"8{seed:03d}{os.getpid()}"
+        self.token = sleep_token(50 + seed)
         self.wanted: dict[str, Run] = {}
         self.truth: dict[str, tuple[int | None, int | None]] = {}
         self.canceled: set[str] = set()

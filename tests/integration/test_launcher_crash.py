@@ -265,7 +265,7 @@ async def test_what_a_job_writes_into_its_own_exit_record_costs_itself_alone(tmp
 
 
 async def test_killed_launcher_leaves_nothing_running(tmp_path: Path) -> None:
-    token = f"75555{os.getpid() % 100000}"
+    token = sleep_token(10)
     async with scene(tmp_path) as s:
         script = f"trap '' TERM; env -i setsid sleep {token} & (setsid sleep {token} &) ; {WAIT}"
         await s.stage.send([s.stage.shell(f"j{n}", script) for n in range(3)])
@@ -281,7 +281,7 @@ async def test_killed_launcher_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 async def test_everything_killed_at_once(tmp_path: Path) -> None:
-    token = f"74444{os.getpid() % 100000}"
+    token = sleep_token(11)
     async with scene(tmp_path) as s:
         await s.stage.send([s.stage.shell(f"j{n}", f"setsid sleep {token} & {WAIT}") for n in range(4)])
         for n in range(4):

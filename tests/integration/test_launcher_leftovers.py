@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_stage import appears, carrying, children_of, scene
+from tests.agent_stage import appears, carrying, children_of, scene, sleep_token
 from tests.service_stage import eventually
 
 PYTHON = os.path.realpath("/proc/self/exe")
@@ -31,7 +31,7 @@ STYLES = {
     "no-mark-no-env": f'{PYTHON} -I -c "import os, resource\nif os.fork() == 0:\n os.setsid()\n'
     " resource.setrlimit(15, (-1, -1))\n os.execve('/bin/sleep', ['sleep', 'TOKEN'], {})\" ; touch up",
 }
-TOKENS = {style: f"7{n:03d}{os.getpid() % 100000}" for n, style in enumerate(STYLES)}
+TOKENS = {style: sleep_token(n) for n, style in enumerate(STYLES, 20)}
 
 
 def sleepers(token: str) -> list[int]:
@@ -50,7 +50,7 @@ async def test_nothing_is_left(tmp_path: Path, style: str) -> None:
 
 
 async def test_neighbours_and_their_daemons_live_on(tmp_path: Path) -> None:
-    token = f"79999{os.getpid() % 100000}"
+    token = sleep_token(40)
     async with scene(tmp_path) as s:
         # Enough of them that both spawners have several.
         for n in range(6):
@@ -75,7 +75,7 @@ async def test_neighbours_and_their_daemons_live_on(tmp_path: Path) -> None:
 
 
 async def test_orphan_of_a_job_that_goes_on_is_left_alone(tmp_path: Path) -> None:
-    token = f"78888{os.getpid() % 100000}"
+    token = sleep_token(41)
     async with scene(tmp_path) as s:
         script = f"(env -i setsid sleep {token} &) ; touch up; while [ ! -e go ]; do sleep 0.02; done"
         await s.stage.send([s.stage.shell("j", script)])
@@ -90,7 +90,7 @@ async def test_orphan_of_a_job_that_goes_on_is_left_alone(tmp_path: Path) -> Non
 
 
 async def test_decoys_of_the_same_user_survive(tmp_path: Path) -> None:
-    token = f"77777{os.getpid() % 100000}"
+    token = sleep_token(42)
     decoy = await asyncio.create_subprocess_exec("/bin/sleep", token, start_new_session=True)
     try:
         async with scene(tmp_path) as s:
@@ -104,7 +104,7 @@ async def test_decoys_of_the_same_user_survive(tmp_path: Path) -> None:
 
 
 async def test_cancel_takes_everything(tmp_path: Path) -> None:
-    token = f"76666{os.getpid() % 100000}"
+    token = sleep_token(43)
     async with scene(tmp_path) as s:
         script = f"trap '' TERM; setsid sleep {token} & (env -i setsid sleep {token} &) ; sleep {token}"
         await s.stage.send([s.stage.shell("j", script)])
