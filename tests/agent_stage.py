@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, unix_serve
 from websockets.exceptions import ConnectionClosed
 
+from sirepo_jobs.agents.process import stat_of
 from sirepo_jobs.driver import AgentSpec, Environment, Handle
 from sirepo_jobs.drivers.local import LocalDriver
 from sirepo_jobs.protocol import (
@@ -387,6 +388,15 @@ async def gone(pid: int) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
+
+
+def stands(pid: int) -> bool:
+    """As the kernel says it: T is stopped; D waits for a child that was stopped between vfork and exec.
+
+    A process that was told to stop does so when it would next run: soon, and nobody hears of it.
+    """
+    state, *children = [stat.state for one in (pid, *children_of(pid)) if (stat := stat_of(one)) is not None]
+    return state == "T" or (state == "D" and "T" in children)
 
 
 async def appears(path: Path) -> Path:

@@ -139,7 +139,7 @@ async def test_an_agent_that_is_told_to_go_reports_no_end_of_a_job(tmp_path: Pat
         "dies": WAIT,
         "deaf": f"trap '' TERM; {WAIT}",
         "tidies": f"trap 'exit 0' TERM; {WAIT}",
-        "canceled": f"trap '' TERM; {WAIT}",
+        "canceled": f"trap 'touch heard' TERM; {WAIT}",
     }
     async with scene(tmp_path) as s:
         await s.stage.send([s.stage.shell(jid, script) for jid, script in scripts.items()])
@@ -147,6 +147,7 @@ async def test_an_agent_that_is_told_to_go_reports_no_end_of_a_job(tmp_path: Pat
             await appears(s.run_dir(jid) / "up")
             await s.stage.started(jid)
         await s.stage.send([s.stage.cancel("canceled", 60.0)])
+        await appears(s.run_dir("canceled") / "heard")
         (spawner, *_) = s.helpers("sj-spawner")
         os.kill(spawner, signal.SIGKILL)
         await gone(spawner)

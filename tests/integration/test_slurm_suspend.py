@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from sirepo_jobs.agents.process import stat_of
 from sirepo_jobs.protocol import Suspended
-from tests.agent_stage import Scene, children_of, gone
+from tests.agent_stage import Scene, gone, stands
 from tests.slurm_stage import Cluster, cluster_in, job, situations, slurm_scene
 
 pytestmark = pytest.mark.real("slurm")
@@ -23,12 +22,6 @@ COUNT = "echo $$ >$SIREPO_JOBS_RUN_DIR/pid$SLURM_PROCID; n=0; while :; do echo $
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster_in(tmp_path_factory.mktemp("slurm")) as found:
         yield found
-
-
-def stands(pid: int) -> bool:
-    """As the kernel says it: T is stopped; D waits for a child that was stopped between vfork and exec."""
-    state, *children = [stat.state for one in (pid, *children_of(pid)) if (stat := stat_of(one)) is not None]
-    return state == "T" or (state == "D" and "T" in children)
 
 
 async def until(true: Any) -> None:
