@@ -4,9 +4,9 @@ A batch is all or nothing: either every job of it is durable when the answer goe
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
-from functools import partial
 
 import msgspec
 
@@ -55,11 +55,24 @@ class Intake:
         for spec, pointer in zip(specs, pointers, strict=True):
             self._check(spec, pointer)
         specs = [self._on_cluster(spec, pointer) for spec, pointer in zip(specs, pointers, strict=True)]
-        if key is None:
-            records = await self._make(user, specs, None)
-            # the same again would be other jobs, beside these
-            await self._written("look at your jobs before you send these again, or send an Idempotency-Key")
-            return records, True
+        # Let go of at once if nothing comes of it; else whoever asks again must find it in the store.
+        with contextlib.ExitStack() as held:
+            if key is None:
+                records = await self._make(user, specs, None, held)
+                # the same again would be other jobs, beside these
+                then = "look at your jobs before you send these again, or send an Idempotency-Key"
+            else:
+                digest = await self._hold_key(user, key, specs, held)
+                if (row := await self._known_key(user, key)) is not None:
+                    return await self._answer_again(row, digest), False
+                fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
+                records = await self._make(user, specs, fresh, held)
+                then = "ask again"
+        await self._written(then)
+        return records, True
+
+    async def _hold_key(self, user: str, key: str, specs: list[JobSpec], held: contextlib.ExitStack) -> bytes:
+        """Keep others with the same key waiting; returns the digest of what is asked."""
         if not 0 < len(key) <= MAX_KEY_CHARS:
             raise BadInput(f"Idempotency-Key has {len(key)} characters; use 1 to {MAX_KEY_CHARS}")
         commits = self._supervisor.commits
@@ -67,21 +80,8 @@ class Intake:
             if not await commits.unless_degraded(first):
                 raise commits.unwritten("ask again")
         under_way = self._keys[user, key] = asyncio.get_running_loop().create_future()
-        let_go = partial(self._let_go, user, key, under_way)
-        try:
-            digest = hashlib.sha256(_encode(specs)).digest()
-            if (row := await self._known_key(user, key)) is not None:
-                records = await self._answer_again(row, digest)
-                let_go()
-                return records, False
-            fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
-            records = await self._make(user, specs, fresh)
-        except BaseException:
-            let_go()
-            raise
-        commits.after(let_go)  # whoever asks again must find it in the store
-        await self._written("ask again")
-        return records, True
+        held.callback(self._let_go, user, key, under_way)
+        return hashlib.sha256(_encode(specs)).digest()
 
     def _let_go(self, user: str, key: str, under_way: "asyncio.Future[None]") -> None:
         """The next one with the same key may look for itself."""
@@ -145,32 +145,29 @@ class Intake:
         stored = {job.record.jid: job.record for job in await self._supervisor.store.jobs(row.jids)}
         return [stored[jid] for jid in row.jids if jid in stored]
 
-    async def _make(self, user: str, specs: list[JobSpec], key: KeyRow | None) -> list[JobRecord]:
-        chosen = [spec.jid for spec in specs if spec.jid]
-        await self._claim(chosen)
-        try:
-            jobs = []
-            at = self._supervisor.now()
-            randomness = os.urandom(10 * len(specs))
-            for place, spec in enumerate(specs):
-                if place % SLICE == SLICE - 1:
-                    await asyncio.sleep(0)
-                jid = spec.jid or ulid(at, randomness[10 * place : 10 * place + 10])
-                jobs.append(self._new(user, jid, spec, at))
-            # from here to the commit nothing waits: all or nothing
-            for job in jobs:
-                self._supervisor.created(job, at)
-            if key is not None:
-                row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
-                self._known.add(user, row.key)
-                self._supervisor.commits.unit.keys.append(row)
-            if chosen:
-                self._supervisor.commits.after(partial(self._jids.difference_update, chosen))
-            self._supervisor.dispatch.at_once()
-            return [job.record for job in jobs]
-        except BaseException:
-            self._jids.difference_update(chosen)
-            raise
+    async def _make(
+        self, user: str, specs: list[JobSpec], key: KeyRow | None, held: contextlib.ExitStack
+    ) -> list[JobRecord]:
+        """The jobs, not written down yet; the commit that does so lets go of what is held."""
+        await self._claim([spec.jid for spec in specs if spec.jid], held)
+        jobs = []
+        at = self._supervisor.now()
+        randomness = os.urandom(10 * len(specs))
+        for place, spec in enumerate(specs):
+            if place % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            jid = spec.jid or ulid(at, randomness[10 * place : 10 * place + 10])
+            jobs.append(self._new(user, jid, spec, at))
+        # from here to the commit nothing waits: all or nothing
+        self._supervisor.commits.after(held.pop_all().close)
+        for job in jobs:
+            self._supervisor.created(job, at)
+        if key is not None:
+            row = msgspec.structs.replace(key, jids=[job.jid for job in jobs], created_at=at)
+            self._known.add(user, row.key)
+            self._supervisor.commits.unit.keys.append(row)
+        self._supervisor.dispatch.at_once()
+        return [job.record for job in jobs]
 
     def _new(self, user: str, jid: str, spec: JobSpec, at: int) -> ComputeJob:
         name = spec.name or os.path.basename(spec.command[0])[:200]
@@ -187,8 +184,8 @@ class Intake:
         )
         return ComputeJob(record, fixed, spec)
 
-    async def _claim(self, jids: list[str]) -> None:
-        """Make sure that ids chosen by the client are free, and keep them so until the commit."""
+    async def _claim(self, jids: list[str], held: contextlib.ExitStack) -> None:
+        """Make sure that ids chosen by the client are free, and keep them so as long as they are held."""
         if not jids:
             return
         taken = {jid for jid in jids if jid in self._jids or self._supervisor.jobs.get(jid) is not None}
@@ -196,12 +193,8 @@ class Intake:
             raise BadInput("the same jid stands twice in the batch", pointer="/jobs")
         if not taken:
             self._jids.update(jids)
-            try:
-                taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
-            except BaseException:
-                self._jids.difference_update(jids)
-                raise
-            if not taken:
-                return
-            self._jids.difference_update(jids)
+            held.callback(self._jids.difference_update, jids)
+            taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
+        if not taken:
+            return
         raise Conflict(f"jid {min(taken)!r} is taken; choose another, or leave it out", code="jid_taken")

@@ -174,7 +174,7 @@ class _Ready(_Handler):
 
 
 class _Jobs(_Handler):
-    def post(self) -> None:
+    async def post(self) -> None:
         body = json.loads(self.request.body)
         key = self.request.headers.get("Idempotency-Key")
         if key in self.fake.keys:
@@ -192,8 +192,15 @@ class _Jobs(_Handler):
         self.set_status(201)
         if body["batch"]:
             self.write({"jobs": made})
+            return
+        self.set_header("Location", f"/api/v1/jobs/{jids[0]}")
+        if wait := float(self.get_argument("wait", "0s").removesuffix("s")):
+            job = self.fake.jobs[jids[0]]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait), self.fake.changed:
+                    await self.fake.changed.wait_for(lambda: job["state"] in FINAL)
+            self.write(job)
         else:
-            self.set_header("Location", f"/api/v1/jobs/{jids[0]}")
             self.write(made[0])
 
     def get(self) -> None:

@@ -22,6 +22,7 @@ from sirepo_jobs.compute_job import ComputeJob
 from sirepo_jobs.errors import BadInput, Error, NotFound, Unauthorized, Unavailable
 from sirepo_jobs.intake import Intake
 from sirepo_jobs.job import State
+from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.store import StoredJob
 from sirepo_jobs.supervisor import Supervisor
 from sirepo_jobs.views import job_view
@@ -31,6 +32,7 @@ from .exchange import Exchange
 _log = structlog.get_logger(__name__)
 encode = msgspec.json.Encoder().encode
 
+MAX_WAIT_SECS = 300.0
 
 _Result = TypeVar("_Result")
 
@@ -158,6 +160,18 @@ class Handler(Exchange):
         why = self.supervisor.dispatch.why_pending(job) if job.record.state is State.PENDING else None
         run_root = self.supervisor.agents.run_root(job.record.user, job.record.agent)
         return job_view(job.record, job.fixed, spec=spec, why=why, run_root=run_root)
+
+    async def durable_view(self, job: ComputeJob) -> dict[str, Any]:
+        """Nothing that is not durable is shown: while nothing can be written, what was before."""
+        before = await self.before(job)
+        if before is not None:
+            run_root = self.supervisor.agents.run_root(before.record.user, before.record.agent)
+            return job_view(before.record, before.fixed, why=None, run_root=run_root)
+        return self.view(job)
+
+    def wait_secs(self) -> float:
+        """How long the caller wants to wait for what is asked; 0 for not at all."""
+        return min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
 
     def number(self, name: str, default: int | None = None, *, high: int = 1 << 62) -> int | None:
         """A whole number of the query, or `default`."""

@@ -17,7 +17,6 @@ from sirepo_jobs.events import CancelAsked, Event, HoldAsked, Released, RetryAsk
 from sirepo_jobs.job import FINAL, HELD_BY_AGENT, State
 from sirepo_jobs.lifecycle import Illegal
 from sirepo_jobs.reasons import Reason
-from sirepo_jobs.resources import parse_secs
 from sirepo_jobs.spec import JobSpec
 from sirepo_jobs.store import JobQuery
 from sirepo_jobs.views import JOB_FIELDS, JOB_VIEWS, attempt_view, event_view, job_view
@@ -25,7 +24,6 @@ from sirepo_jobs.views import JOB_FIELDS, JOB_VIEWS, attempt_view, event_view, j
 from .handler import Handler
 from .service import declare_dead
 
-MAX_WAIT_SECS = 300.0
 MAX_PAGE = 1000
 #: How long an agent may take to say that it has stopped or continued the processes of a job.
 SIGNAL_SECS = 5.0
@@ -46,18 +44,26 @@ class Jobs(Handler):
     """`/jobs`: create, list."""
 
     async def post(self) -> None:
-        """One or many new jobs; durable when answered."""
+        """One or many new jobs; durable when answered. With `wait`, one, answered when its run has ended."""
         try:
             submission = _decode_submission(self.request.body)
         except (ValueError, RecursionError) as exc:
             raise BadInput(f"not a submission of the front end: {exc}") from None
+        wait_secs = self.wait_secs()
+        if wait_secs and submission.batch:
+            raise BadInput("wait is for one job; hand in many without it, and follow the events")
         key = self.request.headers.get("Idempotency-Key")
         records, made = await self.house.intake.submit(self.user, submission.jobs, key)
-        answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
         if not made:
             self.set_header("Idempotent-Replayed", "true")
         if not submission.batch:
             self.set_header("Location", f"/api/v1/jobs/{records[0].jid}")
+        if wait_secs:
+            async with self.job(records[0].jid) as job:
+                await _end(job, wait_secs)
+                self.answer(await self.durable_view(job), 201)
+            return
+        answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
         self.answer({"jobs": answers} if submission.batch else answers[0], 201)
 
     async def patch(self) -> None:
@@ -176,24 +182,18 @@ class Job(Handler):
         """The job as soon as its version is above `version`, or its run has ended, or `wait` is over."""
         until_ended = self.get_query_argument("until", "") == "ended"
         version = self.number("version")
-        wait_secs = min(parse_secs(self.get_query_argument("wait", "0") or "0"), MAX_WAIT_SECS)
+        wait_secs = self.wait_secs()
         try:
             async with self.job(jid) as job:
-                if wait_secs and (until_ended or version is not None):
+                if wait_secs and until_ended:
+                    await _end(job, wait_secs)
+                elif wait_secs and version is not None:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait_secs):
-                            await (job.end() if until_ended else job.change(version or 0))
-                self.answer(await self._durable_view(job))
+                            await job.change(version)
+                self.answer(await self.durable_view(job))
         except Damaged as exc:
             self.answer(job_view(exc.stored.record, exc.stored.fixed))
-
-    async def _durable_view(self, job: ComputeJob) -> dict[str, Any]:
-        """Nothing that is not durable is shown: while nothing can be written, what was before."""
-        before = await self.before(job)
-        if before is not None:
-            run_root = self.supervisor.agents.run_root(before.record.user, before.record.agent)
-            return job_view(before.record, before.fixed, why=None, run_root=run_root)
-        return self.view(job)
 
     async def patch(self, jid: str) -> None:
         """Change name, priority, tags or limits; durable when answered."""
@@ -314,6 +314,13 @@ class JobEvents(Handler):
             await self.settled()
             rows = await self.supervisor.store.events(after=0, limit=10_000, jid=jid)
         self.answer({"events": [event_view(row) for row in rows]})
+
+
+async def _end(job: ComputeJob, secs: float) -> None:
+    """Until its run has ended, or the time is over."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(secs):
+            await job.end()
 
 
 def _cannot(job: ComputeJob, verb: str) -> Conflict:

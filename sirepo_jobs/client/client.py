@@ -93,15 +93,35 @@ class Client(AbstractContextManager["Client"]):
             client.submit({"command": ["lmp", "-in", "in.melt"], "resources": {"cpus": 2}})
         """
         batch = not isinstance(spec, JobSpec | Mapping)
-        answer = self.transport.call(
-            "POST",
-            "/api/v1/jobs",
-            body=msgspec.json.encode({"jobs": spec} if batch else spec),
-            headers={"Idempotency-Key": idempotency_key or secrets.token_urlsafe(18)},
-        )
+        answer = self._hand_in({"jobs": spec} if batch else spec, idempotency_key)
         if batch:
             return msgspec.convert(answer["jobs"], list[Submitted])
         return msgspec.convert(answer, Submitted)
+
+    def run(
+        self, spec: Spec, *, timeout: float | str | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        """Hand in one job: the job when it has ended. `submit` and `wait` in one request.
+
+        Raises `TimeoutError` after `timeout`; the job goes on, and the error names it.
+
+            client.run({"command": ["true"]}).exit_code
+        """
+        deadline = _deadline(timeout)
+        answer = self._hand_in(spec, idempotency_key, _left(deadline))
+        if "version" in answer and (job := job_of(answer)).ended:
+            return job
+        return self._wait(answer["jid"], deadline)
+
+    def _hand_in(self, body: Any, idempotency_key: str | None, wait_secs: float = 0.0) -> Any:
+        return self.transport.call(
+            "POST",
+            "/api/v1/jobs",
+            {"wait": f"{wait_secs:.3f}s"} if wait_secs else None,
+            body=msgspec.json.encode(body),
+            headers={"Idempotency-Key": idempotency_key or secrets.token_urlsafe(18)},
+            read_secs=READ_SECS + wait_secs,
+        )
 
     def get(self, jid: str, *, wait: float | str | None = None, version: int | None = None) -> Job:
         """One job; with `wait` and `version` as soon as its version is above `version`."""
@@ -224,9 +244,11 @@ class Client(AbstractContextManager["Client"]):
 
     def wait(self, jid: str, *, timeout: float | str | None = None) -> Job:
         """The job when it has ended. Raises `TimeoutError` after `timeout`; the job goes on."""
-        deadline = None if timeout is None else monotonic() + parse_secs(timeout)
+        return self._wait(jid, _deadline(timeout))
+
+    def _wait(self, jid: str, deadline: float | None) -> Job:
         while True:
-            left = _WAIT_SECS if deadline is None else max(0.0, min(deadline - monotonic(), _WAIT_SECS))
+            left = _left(deadline)
             # one question, answered at the end: whatever happens to the job before is nobody's business here
             params = {"wait": f"{left:.3f}s", "until": "ended"}
             job = job_of(self.transport.call("GET", _path(jid), params, read_secs=READ_SECS + left))
@@ -415,6 +437,16 @@ class Client(AbstractContextManager["Client"]):
         path = f"/api/v1/tokens/{quote(token_id, safe='')}"
         answer: dict[str, Any] = self.transport.call("DELETE", path)
         return answer
+
+
+def _deadline(timeout: float | str | None) -> float | None:
+    """By the monotonic clock."""
+    return None if timeout is None else monotonic() + parse_secs(timeout)
+
+
+def _left(deadline: float | None) -> float:
+    """How long the next question may wait for its answer."""
+    return _WAIT_SECS if deadline is None else max(0.0, min(deadline - monotonic(), _WAIT_SECS))
 
 
 def _cluster(name: str) -> str:

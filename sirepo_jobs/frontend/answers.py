@@ -339,7 +339,7 @@ _JOBS = "/api/v1/jobs"
 ANSWERS: dict[str, Answer] = {
     "GET /healthz": Answer((Health,)),
     "GET /readyz": Answer((Health,)),
-    f"POST {_JOBS}": Answer((Submitted, SubmittedBatch), 201),
+    f"POST {_JOBS}": Answer((Submitted, SubmittedBatch, Job), 201),
     f"GET {_JOBS}": Answer((JobPage, JobPartPage)),
     f"PATCH {_JOBS}": Answer((ChangeResults,)),
     f"GET {_JOBS}/{{jid}}": Answer((Job,)),

@@ -383,14 +383,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._tell(self._frontend.tokens.copy.why_not_stay())
 
     def give_up(self) -> None:
-        """The client has had time enough to send its request, or has gone."""
+        """The client has had time enough to send its request."""
         self._frontend.arrived(self)
         self._connection.close()
-
-    @property
-    def is_closed(self) -> bool:
-        """Nothing comes on its connection any more."""
-        return self._connection.stream.closed()
 
     @property
     def may_stay(self) -> bool:

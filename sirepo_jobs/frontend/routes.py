@@ -93,7 +93,14 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/readyz", Kind.READY, None, "Front end and supervisor serve"),
     Route("GET", "/metrics", Kind.FORWARD, Scope.ADMIN, "Numbers of the supervisor for Prometheus"),
     Route("GET", "/openapi.json", Kind.DOCUMENT, Scope.SELF, "This API as an OpenAPI 3.1 document"),
-    Route("POST", "/api/v1/jobs", Kind.SUBMIT, Scope.JOBS_SUBMIT, "Create one job or many"),
+    Route(
+        "POST",
+        "/api/v1/jobs",
+        Kind.SUBMIT,
+        Scope.JOBS_SUBMIT,
+        "Create one job or many; with `wait` one, answered when its run has ended",
+        {"wait": query.WAIT},
+    ),
     Route(
         "GET",
         "/api/v1/jobs",

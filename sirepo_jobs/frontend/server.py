@@ -75,6 +75,8 @@ class Frontend(HTTPServerConnectionDelegate):
         self.exchanges: set[Exchange] = set()
         #: Requests that are to come, or coming, and until when their clients have time for it.
         self._coming: dict[Exchange, float] = {}
+        #: The one of each connection that came last, or is to come next.
+        self._newest: dict[object, Exchange] = {}
         self.feed = TokenFeed(upstream, tokens.copy, self.dismiss)
         self.disk_threads = DiskThreads()
         self._quiet = asyncio.Event()
@@ -159,9 +161,7 @@ class Frontend(HTTPServerConnectionDelegate):
         for exchange in [exchange for exchange in self.exchanges if exchange.is_deserted]:
             exchange.on_connection_close()
         now = time.monotonic()
-        for exchange in [
-            exchange for exchange, due in self._coming.items() if due < now or exchange.is_closed
-        ]:
+        for exchange in [exchange for exchange, due in self._coming.items() if due < now]:
             exchange.give_up()
         self._look_later()
 
@@ -172,12 +172,14 @@ class Frontend(HTTPServerConnectionDelegate):
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Tornado has a new request."""
         assert isinstance(request_conn, HTTP1Connection)
-        exchange = Exchange(self, request_conn)
+        exchange = self._newest[server_conn] = Exchange(self, request_conn)
         self.expect(exchange, limits.IDLE_SECS)
         return exchange
 
     def on_close(self, server_conn: object) -> None:
-        """Tornado lost a connection; its exchange knows already."""
+        """Nothing comes on a connection any more. What is under way on it knows already."""
+        if (exchange := self._newest.pop(server_conn, None)) is not None:
+            self.arrived(exchange)
 
 
 class _Server(HTTPServer):
@@ -192,6 +194,11 @@ class _Server(HTTPServer):
         for option, value in _KEEPALIVE:
             stream.socket.setsockopt(*option, value)
         super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        super().on_close(server_conn)  # which tells nobody
+        assert isinstance(self.request_callback, HTTPServerConnectionDelegate)
+        self.request_callback.on_close(server_conn)
 
 
 #: A follower of a silent log whose machine is gone is noticed within two minutes.

@@ -38,6 +38,26 @@ def test_a_thousand_mixed_jobs_have_the_kernels_own_status(system: System) -> No
         assert ended.attempt == 1
 
 
+def test_a_job_is_handed_in_and_waited_for_in_one_request(system: System) -> None:
+    """Issue 7: the answer is the ended job, also when asked again; one that goes on is told as it is."""
+    client = system.client()
+    job = client.run({"command": ["sh", "-c", "exit 3"]}, idempotency_key="once")
+    assert (job.state, job.exit_code) == ("error", 3)
+    assert client.run({"command": ["sh", "-c", "exit 3"]}, idempotency_key="once") == job
+    answer = client.transport.once(
+        "POST", "/api/v1/jobs", {"wait": "100ms"}, body=b'{"command": ["sleep", "100.125"]}', stream=False
+    )
+    told = json.loads(answer.data)
+    assert (answer.status, answer.headers["Location"]) == (201, f"/api/v1/jobs/{told['jid']}")
+    assert told["state"] in ("pending", "starting", "running")
+    client.cancel(told["jid"])
+    client.wait(told["jid"], timeout=60)
+    with pytest.raises(BadInput, match="wait is for one job"):
+        client.transport.call(
+            "POST", "/api/v1/jobs", {"wait": "1s"}, body=b'{"jobs": [{"command": ["true"]}]}'
+        )
+
+
 def test_run_passes_output_and_exit_code_on(system: System) -> None:
     done = system.cli("run", "--", "sh", "-c", "printf abc; exit 3", check=False)
     assert (done.stdout, done.returncode) == (b"abc", 3)

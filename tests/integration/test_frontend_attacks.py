@@ -248,6 +248,17 @@ async def test_connections_are_counted(house: Stage, monkeypatch: pytest.MonkeyP
     assert (await house.ask("GET", "/healthz")).status == 200
 
 
+async def test_a_connection_that_is_closed_leaves_nothing(house: Stage) -> None:
+    """F094: thousands that come and go within one look must not add up."""
+    for begin in (b"", b"GET / HTTP/1.1\r\nX: ", house.request("GET", "/healthz")):
+        wire = await house.wire()
+        await wire.send(begin)
+        await until(lambda: len(house.frontend._coming) == 1)
+        wire.close()
+        await until(lambda: not house.frontend._coming)
+    assert not house.frontend._newest
+
+
 async def test_who_dawdles_is_put_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_SECS", 0.3)
     monkeypatch.setattr(limits, "BODY_SECS", 0.3)

@@ -115,6 +115,31 @@ async def test_waiting_asks_again_until_it_has_ended(house: Stage) -> None:
     assert (job.state, job.exit_code, job.progress) == ("completed", 0, {"percent_complete": 1})
 
 
+async def test_running_is_one_request(house: Stage) -> None:
+    """Issue 7: handed in and waited for at once; what breaks meanwhile is asked again with the same key."""
+    client = Client(house.url, house.token)
+    ended = asyncio.create_task(off(lambda: client.run({"command": ["true"]})))
+    await until(lambda: "J0" in house.fake.jobs)
+    await house.fake.stop()
+    house.fake.start()
+    await until(lambda: len(house.fake.asked) == 2)
+    await house.fake.change("J0", state="completed", exit_code=0)
+    job = await ended
+    client.close()
+    assert (job.jid, job.state, job.exit_code) == ("J0", "completed", 0)
+    assert [path for _, path, *_ in house.fake.asked] == ["/api/v1/jobs?wait=60s"] * 2
+    assert list(house.fake.jobs) == ["J0"]
+
+
+async def test_running_takes_no_longer_than_it_may(house: Stage) -> None:
+    client = Client(house.url, house.token)
+    with pytest.raises(TimeoutError, match="job J0 is still pending"):
+        await off(lambda: client.run({"command": ["true"]}, timeout="0.05s"))
+    with pytest.raises(TimeoutError, match="job J1 is still pending"):
+        await off(lambda: client.run({"command": ["true"]}, timeout=0))
+    client.close()
+
+
 async def test_a_log_is_bytes(house: Stage) -> None:
     house.fake.add("J1", state="completed")
     await house.fake.write("J1", b"\x00\xff no newline")

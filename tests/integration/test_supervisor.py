@@ -378,6 +378,28 @@ async def test_a_new_key_costs_no_question(tmp_path: Path, monkeypatch: pytest.M
         assert asked == ["first", "new 7"]
 
 
+async def test_a_key_is_not_let_go_before_the_commit_of_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I2: something breaks behind the making; whoever sends the key again gets the job that was made."""
+    async with house_of(tmp_path, ScriptedDriver("silent")) as house:
+        dispatch = house.supervisor.dispatch
+        at_once = dispatch.at_once
+
+        def broken() -> None:
+            if not house.supervisor.commits.unit.keys:
+                return at_once()
+            monkeypatch.setattr(dispatch, "at_once", at_once)
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(dispatch, "at_once", broken)
+        spec = JobSpec(command=["true"], jid="mine")
+        with pytest.raises(RuntimeError):
+            await house.submit(spec, key="k")
+        assert await house.submit(spec, key="k") == ["mine"]
+        assert house.errors == []
+
+
 async def test_a_chosen_jid_is_free_again_when_the_store_could_not_be_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

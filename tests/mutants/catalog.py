@@ -30,7 +30,7 @@ MUTANTS: Final = (
     Mutant(
         "a key that was used is taken for new",
         "sirepo_jobs/intake.py",
-        "                self._known.add(user, row.key)\n",
+        "            self._known.add(user, row.key)\n",
         "",
         "tests/integration/test_supervisor.py",
     ),
