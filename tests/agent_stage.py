@@ -289,6 +289,13 @@ class Scene:
         """Pids of the launcher's children of that name: `sj-spawner`, `sj-agent`."""
         return [pid for pid in children_of(self.launcher) if comm_of(pid) == name]
 
+    async def staffed(self) -> None:
+        """Every helper is at work: it has a name of its own, and has let go of what is the launcher's."""
+        own = comm_of(self.launcher)
+        async with asyncio.timeout(WAIT_SECS):
+            while any(comm_of(pid) == own for pid in children_of(self.launcher)):
+                await asyncio.sleep(0.01)
+
     def run_dir(self, jid: str, attempt: int = 1) -> Path:
         return self.run_root / f"users/u/jobs/{jid}/{attempt}"
 
@@ -313,6 +320,7 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
         await the_scene.launch()
         try:
             await stage.connected()
+            await the_scene.staffed()
             yield the_scene
         except BaseException:
             sys.stderr.write(the_scene.log())

@@ -43,7 +43,7 @@ def knock(address: str | tuple[str, int], count: int, held: ExitStack) -> None:
     for _ in range(count):
         caller = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         held.callback(caller.close)
-        caller.settimeout(5)
+        caller.settimeout(60)
         caller.connect(address)
 
 
@@ -139,15 +139,23 @@ def test_what_a_slow_reader_missed_is_told_in_its_place() -> None:
         "log_sink.MAX_WAITING_BYTES = 10_000\n"
         "logs.setup('info', 'json')\n"
         "for number in range(1000): logging.getLogger('a').info('x' * 500)\n"
+        "print('said', flush=True)\n"
         "sys.stdin.read(1)\n"
         "logging.getLogger('a').info('and on')\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     )
     assert process.stdin is not None
+    assert process.stdout is not None
     assert process.stderr is not None
     with process:
+        # Half a megabyte, of which a pipe takes an eighth: nothing is read before all of it was said.
+        assert process.stdout.readline() == b"said\n"
         lines: list[dict] = []
         told = False
         for line in process.stderr:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sirepo_jobs.agents import journal as journal_of
 from sirepo_jobs.driver import Fate
 from sirepo_jobs.protocol import Exited, Stop
 from sirepo_jobs.reasons import Reason
-from tests.agent_stage import Scene, appears, carrying, gone, scene, sleep_token
+from tests.agent_stage import WAIT_SECS, Scene, appears, carrying, gone, scene, sleep_token
 
 WAIT = "touch up; while [ ! -e go ]; do sleep 0.01; done; "
 
@@ -25,6 +26,15 @@ async def restart(s: Scene) -> None:
     await s.launch()
     assert s.launcher != pid
     await s.stage.connected(hellos + 1)
+
+
+async def kill_all(*pids: int) -> None:
+    """kill -9, and until they are dead; the end of one may be the end of another."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        await gone(pid)
 
 
 async def test_killed_agent_comes_back_and_jobs_do_not_notice(tmp_path: Path) -> None:
@@ -181,7 +191,7 @@ async def test_killed_spawner_and_the_limits_of_its_jobs(tmp_path: Path) -> None
             os.kill(pid, signal.SIGKILL)
         exited = await s.stage.ended("j")
         assert (exited.signal, exited.reason) == (signal.SIGTERM, Reason.TIME_LIMIT)
-        assert 900_000 < exited.at - started.at < 10_000_000
+        assert 900_000 < exited.at - started.at < WAIT_SECS * 1e6
 
 
 async def test_spawners_killed_again_and_again_under_load(tmp_path: Path) -> None:
@@ -287,8 +297,7 @@ async def test_everything_killed_at_once(tmp_path: Path) -> None:
         await s.stage.send([s.stage.shell(f"j{n}", f"setsid sleep {token} & {WAIT}") for n in range(4)])
         for n in range(4):
             await s.stage.started(f"j{n}")
-        for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent")):
-            os.kill(pid, signal.SIGKILL)
+        await kill_all(s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"))
         assert carrying(f"sleep {token}")
         await s.launch()
         await s.stage.connected(2)
@@ -330,9 +339,7 @@ async def test_reboot_is_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         await s.stage.send([s.stage.shell("j", WAIT), s.stage.shell("k", "exit 2")])
         started = await s.stage.started("j")
         await s.stage.ended("k")
-        for pid in (s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"), started.pid):
-            os.kill(pid, signal.SIGKILL)
-            await gone(pid)
+        await kill_all(s.launcher, *s.helpers("sj-spawner"), *s.helpers("sj-agent"), started.pid)
         # As if another boot had written it.
         journal = s.home / "journal"
         lines = journal.read_bytes().split(b"\n")

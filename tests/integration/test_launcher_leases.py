@@ -1,5 +1,6 @@
 """Leases where they are kept: a launcher ends its attempts in time, whoever is dead or stopped (C9)."""
 
+import asyncio
 import os
 import signal
 import time
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from sirepo_jobs.reasons import Reason
-from tests.agent_stage import Scene, carrying, scene
+from tests.agent_stage import Scene, appears, scene
 from tests.service_stage import eventually
 
-LEASE_SECS = 1.2
+#: Four heartbeats; a busy machine may keep everybody waiting for some of that.
+LEASE_SECS = 4.0
 
 
 async def a_leased_job(s: Scene, jid: str = "j", script: str = "sleep 1000") -> int:
@@ -32,7 +34,7 @@ async def test_heartbeats_keep_a_leased_job_alive_and_silence_ends_it(tmp_path: 
         free = (await s.stage.started("free")).pid
         begun = time.monotonic()
         beats = len(s.stage.others)
-        await s.stage.until(lambda: len(s.stage.others) >= beats + 10)
+        await s.stage.until(lambda: len(s.stage.others) >= beats + 6)
         assert time.monotonic() - begun > LEASE_SECS
         assert lives(pid)
         s.stage.hearing = False  # it is connected, and nobody confirms anything (F062)
@@ -45,7 +47,8 @@ async def test_heartbeats_keep_a_leased_job_alive_and_silence_ends_it(tmp_path: 
 async def test_a_partition_longer_than_the_lease_ends_it_and_says_so_later(tmp_path: Path) -> None:
     """F033, F061: the record comes when the supervisor is back; one without a lease runs on (F076)."""
     async with scene(tmp_path) as s:
-        pid = await a_leased_job(s, script="trap '' TERM; while :; do sleep 1; done")
+        pid = await a_leased_job(s, script="trap '' TERM; : > deaf; while :; do sleep 1; done")
+        await appears(s.run_dir("j") / "deaf")
         await s.stage.send([s.stage.shell("free", "sleep 1000")])
         free = (await s.stage.started("free")).pid
         await s.stage.close()
@@ -98,7 +101,7 @@ async def test_it_ends_when_its_launcher_was_killed(tmp_path: Path) -> None:
 async def test_what_stands_by_does_not_begin_after_its_lease(tmp_path: Path) -> None:
     """I4: slots are free at last, but by then it may run elsewhere."""
     async with scene(tmp_path) as s:
-        await s.stage.send([s.stage.shell("first", "sleep 3")])
+        await s.stage.send([s.stage.shell("first", "while [ ! -e go ]; do sleep 0.05; done")])
         await s.stage.started("first")
         await s.stage.send(
             [s.stage.shell("second", "echo ran", standby=True, lease_secs=LEASE_SECS, grace_secs=0.5)]
@@ -107,12 +110,10 @@ async def test_what_stands_by_does_not_begin_after_its_lease(tmp_path: Path) -> 
         beats = len(s.stage.others)
         await s.stage.until(lambda: len(s.stage.others) >= beats + 2)
         await s.stage.close()
-        await eventually(lambda: len(carrying(str(s.run_root))) == 0 or not _runs(s, "first"))
+        await asyncio.sleep(LEASE_SECS)  # nothing happens when it is over, so it can only be waited for
+        (s.run_dir("first") / "go").touch()
+        await appears(s.run_dir("first") / "exit.json")
         await s.stage.listen()
         exited = await s.stage.ended("second")
         assert (exited.began, exited.proof) == (False, "never_claimed")
         assert not s.run_dir("second").exists()
-
-
-def _runs(s: Scene, jid: str) -> bool:
-    return not (s.run_dir(jid) / "exit.json").exists()

@@ -59,6 +59,7 @@ async def test_neighbours_and_their_daemons_live_on(tmp_path: Path) -> None:
             await s.stage.send([s.stage.shell(f"neighbour{n}", script)])
         for n in range(6):
             await appears(s.run_dir(f"neighbour{n}") / "up")
+        await eventually(lambda: len(sleepers(token)) == 6)
         for style, script in STYLES.items():
             if style != "no-mark-no-env":
                 await s.stage.send([s.stage.shell(style, script.replace("TOKEN", TOKENS[style]))])
@@ -80,6 +81,7 @@ async def test_orphan_of_a_job_that_goes_on_is_left_alone(tmp_path: Path) -> Non
         script = f"(env -i setsid sleep {token} &) ; touch up; while [ ! -e go ]; do sleep 0.02; done"
         await s.stage.send([s.stage.shell("j", script)])
         await appears(s.run_dir("j") / "up")
+        await eventually(lambda: len(sleepers(token)) == 1)
         await s.stage.send([s.stage.run(f"k{n}", ["/bin/true"]) for n in range(30)])
         for n in range(30):
             await s.stage.ended(f"k{n}")
@@ -119,8 +121,8 @@ async def test_zombie_flood_is_reaped(tmp_path: Path) -> None:
         script = "i=0; while [ $i -lt 500 ]; do (/bin/true &) ; i=$((i+1)); done"
         await s.stage.send([s.stage.shell("j", script)])
         assert (await s.stage.ended("j")).exit_code == 0
-        for spawner in s.helpers("sj-spawner"):
-            assert children_of(spawner) == []
+        # A zombie holds up no end: its SIGCHLD is on its way.
+        await eventually(lambda: not any(children_of(pid) for pid in s.helpers("sj-spawner")))
 
 
 async def test_pens_of_killed_spawners_are_cleared_away(tmp_path: Path) -> None:
@@ -130,7 +132,11 @@ async def test_pens_of_killed_spawners_are_cleared_away(tmp_path: Path) -> None:
         pytest.skip("no pids cgroup (version 1) can be made here")
 
     def pens(spawner: int) -> list[Path]:
-        return list(pids.glob(f"**/sirepo_jobs-a1-{spawner}-*"))
+        # Not by glob, which trips over the pens of others that go meanwhile.
+        named = f"sirepo_jobs-a1-{spawner}-"
+        return [
+            Path(top) / name for top, names, _ in os.walk(pids) for name in names if name.startswith(named)
+        ]
 
     async with scene(tmp_path) as s:
         await s.stage.send([s.stage.run("j", ["sleep", "1000"], processes=50)])

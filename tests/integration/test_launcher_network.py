@@ -16,7 +16,7 @@ from sirepo_jobs.agents.lane import Lane, lane_pair
 from sirepo_jobs.agents.words import FromRelay, ToRelay, decode_from_relay, relay
 from sirepo_jobs.driver import AgentSpec, Environment
 from sirepo_jobs.protocol import Heartbeat, Hello, Run, Stop
-from tests.agent_stage import Scene, Stage, gone, scene
+from tests.agent_stage import WAIT_SECS, Scene, Stage, gone, scene
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         handle = await s.launch()
         # It tries, and trusts nobody whom it was not told to trust.
         for _ in range(3):
-            assert await asyncio.wait_for(tries.get(), 20) == "localhost"
+            assert await asyncio.wait_for(tries.get(), WAIT_SECS) == "localhost"
         assert stage.hellos == []
         await s.driver.stop(handle, grace_secs=20)
         s.spec = spec_of(s, f"wss://localhost:{port}/agent", ca_file=str(cert))
@@ -84,7 +84,7 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         while not tries.empty():
             tries.get_nowait()
         for _ in range(3):
-            await asyncio.wait_for(tries.get(), 20)
+            await asyncio.wait_for(tries.get(), WAIT_SECS)
         assert len(stage.hellos) == 1  # the certificate is for another name
         await s.driver.stop(handle, grace_secs=20)
 
@@ -135,7 +135,7 @@ async def test_supervisor_that_speaks_nonsense_is_left_and_tried_again(tmp_path:
 
 async def test_heartbeats_tell_how_many_are_held(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
-        s.stage.heartbeat_secs = 0.1
+        s.stage.heartbeat_secs = 1.0  # who hears nothing for twice as long hangs up
         assert s.stage.connection is not None
         await s.stage.connection.close()
         await s.stage.connected(2)
@@ -147,12 +147,12 @@ async def test_heartbeats_tell_how_many_are_held(tmp_path: Path) -> None:
 
 async def test_an_agent_that_holds_nothing_sends_no_heartbeats_until_it_has_work(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
-        s.stage.heartbeat_secs = 0.2
+        s.stage.heartbeat_secs = 1.0
         assert s.stage.connection is not None
         await s.stage.connection.close()
         await s.stage.connected(2)
         beats = lambda: [one for one in s.stage.others if isinstance(one, Heartbeat)]  # noqa: E731
-        await asyncio.sleep(1)  # that something does not happen can only be waited for
+        await asyncio.sleep(5)  # that something does not happen can only be waited for
         assert (beats(), len(s.stage.hellos)) == ([], 2)  # and that was no silence: pings were answered
         await s.stage.send([s.stage.run("j", ["sleep", "1000"])])
         first = await s.stage.until(beats)
@@ -202,7 +202,7 @@ class Launcher:
         self._news.set()
 
     async def until(self, kind: type) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_SECS):
             while not (found := [msg for word in self.heard for msg in word.msgs if isinstance(msg, kind)]):
                 self._news.clear()
                 await self._news.wait()

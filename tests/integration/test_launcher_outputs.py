@@ -103,13 +103,15 @@ async def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 async def test_following_from_before_it_began_until_its_end(tmp_path: Path) -> None:
     async with scene(tmp_path) as s:
-        run = s.stage.shell("j", "for i in 1 2 3 4 5; do echo $i; sleep 0.03; done; printf end", standby=True)
+        script = "for i in 1 2 3 4 5; do echo $i; sleep 0.03; done; while [ ! -e go ]; do sleep 0.01; done"
+        run = s.stage.shell("j", script + "; printf end", standby=True)
         await s.stage.send([run])
         ask = s.stage.read("j", follow=True)
         await s.stage.send([ask])
         await s.stage.send([s.stage.grant("j")])
         await s.stage.until(lambda: s.stage.chunks.get(ask.op_id))
         assert ("j", 1) not in s.stage.exits
+        (s.run_dir("j") / "go").touch()
         end = await s.stage.until(lambda: s.stage.ends.get(ask.op_id))
         assert (end.offset, end.error) == (13, "")
         assert bytes(s.stage.chunks[ask.op_id]) == b"1\n2\n3\n4\n5\nend"

@@ -12,6 +12,8 @@ from sirepo_jobs.agents.upstream import Upstream
 from sirepo_jobs.agents.words import FromRelay, relay
 
 LENGTH = 4
+#: Far more than a process needs to begin.
+WAIT_MS = 60_000
 
 
 def frame(data: bytes) -> bytes:
@@ -24,7 +26,7 @@ def saying(data: bytes) -> Callable[[Lane], None]:
     def body(lane: Lane) -> None:
         lane._sock.setblocking(True)
         lane._sock.sendall(data)
-        time.sleep(60)
+        time.sleep(600)
 
     return body
 
@@ -46,8 +48,8 @@ def test_a_network_side_that_speaks_nonsense_is_ended_and_replaced(data: bytes) 
     upstream = Upstream(poll, saying(data))
     pid = upstream.keep(0.0)
     assert pid > 0
-    assert poll.poll(5000) != []
-    deadline = time.monotonic() + 10
+    assert poll.poll(WAIT_MS) != []
+    deadline = time.monotonic() + WAIT_MS / 1000
     while upstream.fileno() >= 0:
         assert time.monotonic() < deadline
         assert upstream.hear() == []
@@ -59,7 +61,7 @@ def test_a_network_side_that_speaks_nonsense_is_ended_and_replaced(data: bytes) 
     again = upstream.keep(time.monotonic() + 1e6)
     try:
         assert again not in (0, pid)
-        assert poll.poll(5000) != []
+        assert poll.poll(WAIT_MS) != []
         assert [word.ack for word in upstream.hear()] == [7]
     finally:
         os.kill(again, 9)

@@ -129,3 +129,5 @@ def test_nothing_begins_in_the_pen_of_another_attempt(
     timeout_ms = spawner.timeout_ms()
     assert timeout_ms is not None
     assert timeout_ms <= RETRY_SECS[0] * 1000 + 1
+    for one in (launcher, spawner._lane, spawner._waker, spawner._wake, spawner._nursery, spawner._slate):
+        one.close()

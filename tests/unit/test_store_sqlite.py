@@ -332,7 +332,7 @@ async def test_closing_does_not_wait_for_ever(url: str, path: Path, monkeypatch:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     store.submit(accepting(a_stored(1)))
-    await asyncio.wait_for(store.close(), 10)
+    await asyncio.wait_for(store.close(), 60)
     assert "could not be written" in str(fatal[0])
     other.close()
     async with opened(url) as it:
