@@ -39,7 +39,7 @@ from sirepo_jobs.protocol import (
     encode,
 )
 
-WAIT_SECS = 30.0
+WAIT_SECS = 60.0
 
 
 class Stage:
@@ -264,7 +264,7 @@ class Scene:
         self.stage = stage
         self.home = path / "home"
         self.run_root = path / "run"
-        self.driver = LocalDriver(launch_secs=30)
+        self.driver = LocalDriver(launch_secs=60)
         self.spec = AgentSpec(
             agent="a1",
             environment=Environment(driver="local", user="u"),
@@ -331,7 +331,7 @@ async def scene(path: Path, **changes: Any) -> AsyncIterator[Scene]:
         left = carrying(str(the_scene.run_root))
         if the_scene.spec.slurm is not None:
             # A payload writes its record first and ends then, as a child of Slurm's: so long is waited.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_SECS):
                 for pid in left:
                     await gone(pid)
             left = carrying(str(the_scene.run_root))

@@ -1,5 +1,6 @@
 """A real Slurm of the test's own, and an agent that speaks with it; see `agent_stage` for the agent."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from sirepo_jobs.cluster import SlurmPolicy
 from sirepo_jobs.protocol import Counters, Run, Scheduling
-from tests.agent_stage import Scene, scene
+from tests.agent_stage import Scene, appears, scene
 
 ROOT = Path(__file__).parents[1]
 SERVICE = ROOT / "bin/dev-services"
@@ -74,7 +75,7 @@ def cluster_in(directory: Path, *options: str) -> Iterator[Cluster]:
     try:
         yield Cluster(directory, started.stdout.strip().partition("conf=")[2])
     finally:
-        subprocess.run([SERVICE, "slurm", "remove", directory], check=True, capture_output=True, timeout=60)
+        subprocess.run([SERVICE, "slurm", "remove", directory], check=True, capture_output=True, timeout=300)
 
 
 @asynccontextmanager
@@ -88,6 +89,14 @@ def job(the_scene: Scene, jid: str, script: str, spec: dict[str, Any] | None = N
     """A job as the supervisor sends it."""
     raw = msgspec.Raw(msgspec.json.encode({"command": ["/bin/sh", "-c", script], **(spec or {})}))
     return the_scene.stage.shell(jid, script, spec=raw, **changes)
+
+
+async def says(the_scene: Scene, jid: str, text: bytes) -> None:
+    """Wait until a job has written this, and nothing else, to its stdout."""
+    path = await appears(the_scene.run_dir(jid) / "stdout")
+    async with asyncio.timeout(60):
+        while path.read_bytes() != text:
+            await asyncio.sleep(0.02)
 
 
 def situations(the_scene: Scene, jid: str) -> list[Scheduling]:

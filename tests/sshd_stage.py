@@ -189,7 +189,7 @@ async def ssh_world(
         await world.close()
     root = f"{world.policy.ssh.root.removeprefix('~/')}/"
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while carrying(root):  # what hears of the end of its connection ends too
                 await asyncio.sleep(0.02)
     except TimeoutError:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,11 +64,3 @@ def until(condition: Callable[[], object], what: str, secs: float = 150) -> None
     while not condition():
         assert time.monotonic() < deadline, f"not within {secs} s: {what}"
         time.sleep(0.05)
-
-
-def kill_supervisor(system: System) -> None:
-    """As a crash would: neither it nor its front end says goodbye."""
-    for name in ("supervisor", "frontend"):
-        os.kill(rootdir.running_pid(system.root / f"{name}.pid") or 0, signal.SIGKILL)
-    until(lambda: not rootdir.running_pid(system.root / "supervisor.pid"), "the end of the supervisor")
-    system.down()

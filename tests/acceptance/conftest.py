@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sirepo_jobs import rootdir
 from sirepo_jobs.client import Client
 
 COMMAND = [sys.executable, "-m", "sirepo_jobs.cli"]
@@ -68,6 +70,24 @@ class System:
         self._up.stdout.close()
         self._up = None
 
+    def crash(self) -> None:
+        """KILL to both doors at once: nobody says goodbye, and nobody is started again."""
+        assert self._up is not None
+        pids = [
+            eventually(lambda path=self.root / f"{name}.pid": rootdir.running_pid(path))
+            for name in ("supervisor", "frontend")
+        ]
+        self._up.send_signal(signal.SIGSTOP)  # it would start them again
+        handles = [os.pidfd_open(pid) for pid in pids]
+        for handle in handles:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        for handle in handles:
+            assert select.select([handle], [], [], 60)[0], "it does not die"
+            os.close(handle)
+        self._up.kill()
+        self._up.wait()
+        self.down()
+
     def cli(self, *args: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
         """Run a command as a user does."""
         done = subprocess.run([*COMMAND, *args], env=self.environ, capture_output=True, timeout=100, **kwargs)
@@ -114,7 +134,7 @@ def marked(word: str) -> list[int]:
     return found
 
 
-def eventually(what: Callable[[], Any], secs: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], secs: float = 60.0) -> Any:
     """Wait for something outside our processes that sends no event."""
     end = time.monotonic() + secs
     while not (found := what()):

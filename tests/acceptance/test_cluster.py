@@ -1,5 +1,6 @@
 """A cluster as its users meet it: log in, wait, be asked, and lose nothing when the supervisor dies."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import trustme
 
 from sirepo_jobs import rootdir
-from tests.acceptance.cluster_site import kill_supervisor, site_of, until
+from tests.acceptance.cluster_site import site_of, until
 from tests.acceptance.conftest import System
 from tests.agent_stage import carrying
 from tests.sshd_stage import Sshd, sshd_at
@@ -68,8 +69,9 @@ def test_jobs_wait_for_a_login_and_never_fail_for_it(sshd: Sshd, site: System) -
     assert sshd.logins() == before + 1
     # nothing of it stayed anywhere
     for path in [*site.root.rglob("*"), site.root.parent / "r.log"]:
-        if path.is_file():
-            assert sshd.password.encode() not in path.read_bytes(), path
+        with contextlib.suppress(FileNotFoundError):  # one that was put in another's place meanwhile
+            if path.is_file():
+                assert sshd.password.encode() not in path.read_bytes(), path
     listed = {item["name"]: item for item in client.clusters()}
     assert listed["ask"]["counters"]["logins"] == 2
     assert listed["ask"]["limits"]["logins_per_day"] == 50
@@ -90,7 +92,7 @@ def test_supervisor_killed_while_jobs_run_and_wait(sshd: Sshd, site: System) -> 
     until(lambda: client.get(running.jid).state == "running", "the job runs")
     asked = client.submit({"command": ["true"], "driver": "sbatch", "cluster": "ask"})
     until(lambda: client.get(asked.jid).reason == "AUTH_REQUIRED", "the other waits")
-    kill_supervisor(site)
+    site.crash()
     agents = carrying(f"{sshd.words['homes']}/")
     site.up()
     client = site.client()
@@ -142,7 +144,7 @@ def test_an_agent_that_calls_by_itself_needs_no_login_any_more(sshd: Sshd, tmp_p
         assert not list((sshd.home("pass") / "direct/agents").rglob("*.sock"))
         before = sshd.logins()
         site.cli("cluster", "logout", "ask")
-        kill_supervisor(site)
+        site.crash()
         site.up()
         client = site.client()
         until(lambda: client.get(made.jid).state == "running", "it called again by itself")
@@ -165,7 +167,9 @@ def test_an_agent_that_calls_through_its_login_is_named_when_it_cannot_be_ended(
     client = site.client()
     made = client.submit({"command": ["/bin/true"], "driver": "sbatch", "cluster": "ask"})
     assert client.wait(made.jid, timeout=150).state == "completed"
-    (agent,) = [one["agent"] for one in client.agents() if one["state"] == "online"]
+    online = lambda: [one["agent"] for one in client.agents() if one["state"] == "online"]  # noqa: E731
+    until(online, "the agent is in touch")
+    (agent,) = online()
     site.cli("cluster", "logout", "ask")
     done = site.cli("down", "--stop-agents", check=False)
     assert done.returncode == 1

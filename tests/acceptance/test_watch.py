@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import COMMAND, System
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def test_in_a_pipe_every_event_is_a_line(system: System) -> None:
@@ -38,7 +38,7 @@ def test_in_a_pipe_every_event_is_a_line(system: System) -> None:
 
 def test_on_a_terminal_it_is_a_table_that_q_leaves(system: System) -> None:
     client = system.client()
-    jid = client.submit({"command": ["sleep", "30"], "name": "long-name-" * 9}).jid
+    jid = client.submit({"command": ["sleep", "600"], "name": "long-name-" * 9}).jid
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environ = system.environ | {"TERM": "xterm", "NO_COLOR": "1"}
@@ -48,7 +48,7 @@ def test_on_a_terminal_it_is_a_table_that_q_leaves(system: System) -> None:
     os.close(theirs)
     try:
         seen = b""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while b"running" not in seen or jid.encode() not in seen or b"q leaves" not in seen:
             assert time.monotonic() < end, seen
             seen += os.read(ours, 65536)
@@ -59,10 +59,10 @@ def test_on_a_terminal_it_is_a_table_that_q_leaves(system: System) -> None:
                     break
             except OSError:
                 break
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
         client.cancel(jid)
-        client.wait(jid, timeout=30)
+        client.wait(jid, timeout=60)

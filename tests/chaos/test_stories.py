@@ -39,7 +39,7 @@ def test_output_of_an_attempt_that_nobody_saw_start_is_served(here: World) -> No
         out = here.root / f"users/root/jobs/{jid}/1/stdout"
         out = eventually(lambda: next(iter(here.root.glob(f"users/*/jobs/{jid}/1/stdout")), None), 30, "born")
         eventually(lambda: out.stat().st_size == plan.out, 30, "everything is written")
-        asleep = int(eventually(lambda: here.noted("fired"), 10, "it sleeps")[-1].split()[1])
+        asleep = int(eventually(lambda: here.noted("fired"), 30, "it sleeps")[-1].split()[1])
         os.kill(asleep, signal.SIGKILL)
         job = client.wait(jid, timeout=60)
         assert (job.state, job.reason, job.exit_code) == ("error", "AGENT_LOST", None)
@@ -152,6 +152,8 @@ def test_a_log_that_is_cut_by_a_restart_does_not_look_whole(here: World) -> None
         # followed: of an output that is over the front end knows all, and needs nobody any more
         response = client.transport.once("GET", f"/api/v1/jobs/{jid}/logs/stdout", {"follow": 1})
         assert len(response.read(1000)) == 1000
+        (out,) = here.root.glob(f"users/*/jobs/{jid}/1/stdout")
+        eventually(lambda: out.stat().st_size == size, 60, "everything is written")
         restart(here)
         with pytest.raises(HTTPError):
             list(response.stream(1 << 20))

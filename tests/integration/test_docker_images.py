@@ -16,7 +16,7 @@ from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.reasons import Reason
 from tests.docker_stage import SERVICE, TestEngine, an_engine, busybox_files, root_tar, write_policy
 
-pytestmark = pytest.mark.real("docker")
+pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(300)]
 
 
 class Places(NamedTuple):
@@ -142,7 +142,7 @@ async def test_a_pull_that_nobody_waits_for_ends(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sirepo_jobs.drivers.docker.images.PATIENCE_SECS", 0.2)
-    monkeypatch.setattr("sirepo_jobs.drivers.docker.images.LINGER_SECS", 0.5)
+    monkeypatch.setattr("sirepo_jobs.drivers.docker.images.LINGER_SECS", 4.0)
     asked = asyncio.Event()
     left = asyncio.Event()
 
@@ -162,7 +162,7 @@ async def test_a_pull_that_nobody_waits_for_ends(
             assert (caught.value.reason, caught.value.retry) == (Reason.AGENT_STARTING, True)
         await asked.wait()
         assert engine.pulls == 1
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await left.wait()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from tests.bundle_stage import OUT
 from tests.service_stage import eventually
 from tests.sshd_stage import Sshd, SshWorld, ssh_world, sshd_at
 
-pytestmark = pytest.mark.real("sshd")
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ async def test_password(sshd: Sshd, tmp_path: Path, caplog: pytest.LogCaptureFix
         before = sshd.logins()
         view = await driver.log_in("dev", "ann", LoginOrder(password=sshd.password))
         assert (view.state, view.prompts) == ("connected", [])
-        await asyncio.wait_for(changed, 5)
+        await asyncio.wait_for(changed, 60)
         assert driver.trouble(world.environment()) is None
         handles = await asyncio.gather(driver.launch(world.spec("a")), driver.launch(world.spec("b")))
         assert sshd.logins() == before + 1
@@ -99,7 +100,7 @@ async def test_one_time_code_is_asked_of_the_user(sshd: Sshd, tmp_path: Path) ->
 
 
 async def test_nobody_answers_and_the_login_is_begun_again(sshd: Sshd, tmp_path: Path) -> None:
-    async with ssh_world(sshd, tmp_path, account="otp", **as_user(prompt_secs=0.3)) as world:
+    async with ssh_world(sshd, tmp_path, account="otp", **as_user(prompt_secs=1.0)) as world:
         driver = world.driver()
         view = await driver.log_in("dev", "ann", LoginOrder())
         assert view.state == "asking"
@@ -146,7 +147,10 @@ async def test_wrong_password_is_tried_once(sshd: Sshd, tmp_path: Path) -> None:
         driver = world.driver()
 
         def failed() -> int:
-            return log.read_text().count("Failed password") + log.read_text().count("Failed keyboard")
+            # others' are perhaps written down only now
+            return len(
+                re.findall(rf"Failed (password|keyboard\S*) for {sshd.user('pass')} ", log.read_text())
+            )
 
         before = failed()
         view = await driver.log_in("dev", "ann", LoginOrder(password="wrong-horse-8"))
@@ -161,7 +165,7 @@ async def test_wrong_password_is_tried_once(sshd: Sshd, tmp_path: Path) -> None:
             with pytest.raises(LaunchError):
                 await driver.launch(world.spec("a"))
         # sshd answers first, and writes it down then
-        await eventually(lambda: failed() > before)
+        await eventually(lambda: failed() > before, 60)
         assert (await driver.log_in("dev", "ann", LoginOrder(password=sshd.password))).state == "connected"
         assert failed() == before + 1
 
@@ -214,6 +218,13 @@ def sessions(sshd: Sshd, account: str) -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
+def hang_up(sshd: Sshd, account: str) -> None:
+    """Kill them. One dies of the other's death, perhaps before it is its turn."""
+    for pid in sessions(sshd, account):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 async def test_killed_connection_comes_back_and_the_agent_is_the_same(sshd: Sshd, tmp_path: Path) -> None:
     async with ssh_world(sshd, tmp_path) as world:
         driver = world.driver()
@@ -223,8 +234,7 @@ async def test_killed_connection_comes_back_and_the_agent_is_the_same(sshd: Sshd
         await stage.send([stage.run("j", ["sleep", "1000"], run_dir="j/1")])
         await stage.started("j")
         logins = sshd.logins()
-        for pid in sessions(sshd, "key"):
-            os.kill(pid, 9)
+        hang_up(sshd, "key")
         hello = await world.hello("a", 2)
         assert [(held.jid, held.state) for held in hello.inventory] == [("j", "running")]
         assert sshd.logins() == logins + 1
@@ -235,7 +245,7 @@ async def test_killed_connection_comes_back_and_the_agent_is_the_same(sshd: Sshd
 
 async def test_a_connection_that_hangs_is_given_up(sshd: Sshd, tmp_path: Path) -> None:
     """Nobody hangs up and nobody answers: silence is noticed, and another connection made (F142)."""
-    async with ssh_world(sshd, tmp_path, keepalive_secs=0.3) as world:
+    async with ssh_world(sshd, tmp_path, keepalive_secs=1.0) as world:
         driver = world.driver()
         handle = await driver.launch(world.spec("a"))
         await world.hello("a", 1)
@@ -244,8 +254,8 @@ async def test_a_connection_that_hangs_is_given_up(sshd: Sshd, tmp_path: Path) -
         try:
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
-            await eventually(lambda: driver.view("dev", "ann").counters.get("connections_lost") == 1)
-            await eventually(lambda: driver.view("dev", "ann").state == "connected")
+            await eventually(lambda: driver.view("dev", "ann").counters.get("connections_lost") == 1, 60)
+            await eventually(lambda: driver.view("dev", "ann").state == "connected", 60)
         finally:
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
@@ -256,17 +266,17 @@ async def test_a_connection_that_hangs_is_given_up(sshd: Sshd, tmp_path: Path) -
 
 
 async def test_a_host_that_is_away_is_nobodys_fault(sshd: Sshd, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    async with ssh_world(sshd, tmp_path, port=port) as world:
-        driver = world.driver()
-        with pytest.raises(LaunchError, match=str(port)) as caught:
-            await driver.launch(world.spec("a"))
-        assert (caught.value.reason, caught.value.retry) == (Reason.AGENT_UNREACHABLE, True)
-        assert driver.view("dev", "ann").state == "unreachable"
-        # nobody has to act: it is tried again
-        assert driver.trouble(world.environment()) is None
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        port = deaf.getsockname()[1]
+        async with ssh_world(sshd, tmp_path, port=port) as world:
+            driver = world.driver()
+            with pytest.raises(LaunchError, match=str(port)) as caught:
+                await driver.launch(world.spec("a"))
+            assert (caught.value.reason, caught.value.retry) == (Reason.AGENT_UNREACHABLE, True)
+            assert driver.view("dev", "ann").state == "unreachable"
+            # nobody has to act: it is tried again
+            assert driver.trouble(world.environment()) is None
 
 
 async def test_a_user_who_logged_in_is_asked_again_once(sshd: Sshd, tmp_path: Path) -> None:
@@ -277,9 +287,8 @@ async def test_a_user_who_logged_in_is_asked_again_once(sshd: Sshd, tmp_path: Pa
         handle = await driver.launch(world.spec("a"))
         await world.hello("a", 1)
         changed = asyncio.create_task(driver.change(world.environment()))
-        for pid in sessions(sshd, "pass"):
-            os.kill(pid, 9)
-        await asyncio.wait_for(changed, 10)
+        hang_up(sshd, "pass")
+        await asyncio.wait_for(changed, 60)
         assert await driver.look(handle) is Fate.UNKNOWN
         assert reason_of(world, driver)[0] is Reason.AUTH_REQUIRED
         await driver.log_in("dev", "ann", LoginOrder(password=sshd.password))
@@ -445,7 +454,8 @@ async def test_nobody_else_on_the_node_sees_a_secret(sshd: Sshd, tmp_path: Path)
         root = world.run_root.parent
         assert root.stat().st_mode & 0o077 == 0
         for path in (root / "agents").rglob("*"):
-            assert path.lstat().st_mode & 0o077 == 0 or path.is_symlink(), path
+            with contextlib.suppress(FileNotFoundError):  # one that was put in another's place meanwhile
+                assert path.lstat().st_mode & 0o077 == 0 or path.is_symlink(), path
         other = ["runuser", "-u", sshd.user("pass"), "--", "cat", f"{root}/agents/a/agent.json"]
         assert subprocess.run(other, capture_output=True).returncode != 0
         await driver.stop(handle, grace_secs=1)

@@ -11,9 +11,9 @@ import pytest
 from sirepo_jobs.agents import slurm_files
 from sirepo_jobs.reasons import Reason
 from tests.agent_stage import appears, children_of, gone
-from tests.slurm_stage import Cluster, cluster_in, counters, job, situations, slurm_scene
+from tests.slurm_stage import Cluster, cluster_in, counters, job, says, situations, slurm_scene
 
-pytestmark = pytest.mark.real("slurm")
+pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ async def test_attempts_share_an_allocation(tmp_path: Path, cluster: Cluster) ->
 
 async def test_progress_and_output_while_it_runs(tmp_path: Path, cluster: Cluster) -> None:
     async with slurm_scene(tmp_path, cluster) as it:
-        script = 'echo "{\\"percent_complete\\": 50}" >> $SIREPO_JOBS_PROGRESS; echo half; sleep 60'
+        script = 'echo "{\\"percent_complete\\": 50}" >> $SIREPO_JOBS_PROGRESS; echo half; sleep 600'
         await it.stage.send([job(it, "l1", script, progress=True)])
         await it.stage.started("l1")
         reading = it.stage.read("l1", follow=True)
@@ -84,7 +84,7 @@ async def test_cancel_while_it_runs_keeps_the_grace(tmp_path: Path, cluster: Clu
             [job(it, "c1", "trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.1; done")]
         )
         await it.stage.started("c1")
-        await appears(it.run_dir("c1") / "stdout")
+        await says(it, "c1", b"up\n")  # so its trap is set
         await it.stage.send([it.stage.cancel("c1", 20.0)])
         ended = await it.stage.ended("c1")
         assert (ended.exit_code, ended.stopped) == (4, True)
@@ -135,7 +135,7 @@ async def test_a_script_that_fails_is_quoted(tmp_path: Path, cluster: Cluster) -
 
 async def test_an_admin_ends_a_waiting_and_a_running_job(tmp_path: Path, cluster: Cluster) -> None:
     async with slurm_scene(tmp_path, cluster) as it:
-        await it.stage.send([job(it, "x1", "exec sleep 60", {"slurm": {"array": False}})])
+        await it.stage.send([job(it, "x1", "exec sleep 600", {"slurm": {"array": False}})])
         await it.stage.send([job(it, "x2", "true", {"slurm": {"nodes": 9, "array": False}})])
         await it.stage.started("x1")
         await it.stage.until(lambda: any(one.id for one in situations(it, "x2")), "x2 queued")
@@ -178,7 +178,7 @@ async def test_the_walltime_is_told_before_it_strikes(tmp_path: Path, cluster: C
         script = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
         await it.stage.send([job(it, "t1", script, spec)])
         await it.stage.started("t1")
-        await appears(it.run_dir("t1") / "stdout")
+        await says(it, "t1", b"up\n")
         (slurm_id,) = [one for one, _, name in cluster.jobs() if name.startswith("sj-t1-")]
         assert "TimeLimit=00:01:00" in cluster.run("scontrol", "-o", "show", "job", slurm_id)
         # what Slurm does 10 s before the end (--signal=B:USR1@10), without the wait
@@ -192,8 +192,10 @@ async def test_the_place_in_the_queue_is_told(tmp_path: Path, cluster: Cluster) 
     async with slurm_scene(tmp_path, cluster) as it:
         whole = {"slurm": {"nodes": 2, "exclusive": True, "time": 600, "array": False}}
         for n in range(3):
-            await it.stage.send([job(it, f"q{n}", "exec sleep 60", whole)])
+            await it.stage.send([job(it, f"q{n}", "exec sleep 6000", whole)])
             await it.stage.until(lambda n=n: any(one.id for one in situations(it, f"q{n}")), "accepted")
+            if n == 0:
+                await it.stage.started("q0")  # from here on the others have a place
         told = await it.stage.until(
             lambda: [one for one in situations(it, "q2") if one.position and one.starts_at],
             "position and start",
@@ -208,7 +210,7 @@ async def test_the_place_in_the_queue_is_told(tmp_path: Path, cluster: Cluster) 
 async def test_a_job_that_leaves_no_record_ends_by_the_accounting(tmp_path: Path) -> None:
     with cluster_in(tmp_path / "slurm", "accounting=yes", "MinJobAge=2", "nodes=1") as cluster:
         async with slurm_scene(tmp_path, cluster, settle_secs=1.0) as it:
-            await it.stage.send([job(it, "n1", "exec sleep 600", {"slurm": {"array": False}})])
+            await it.stage.send([job(it, "n1", "exec sleep 6000", {"slurm": {"array": False}})])
             await it.stage.started("n1")
             owner = slurm_files.owner_of(str(it.run_dir("n1")))
             assert owner is not None

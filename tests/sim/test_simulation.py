@@ -17,6 +17,9 @@ from tests.sim.check import check
 from tests.sim.run import run, run_seed, shrink
 from tests.sim.scenario import Scenario, draw
 
+#: It computes and waits for nothing: only a machine that is busy makes it long.
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(__file__).parents[2]
 FIRST, LAST, PIECE = 1_000_000, 1_000_600, 100
 
