@@ -16,7 +16,7 @@ from tests.acceptance.conftest import System
 from tests.agent_stage import carrying
 from tests.sshd_stage import Sshd, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.docker_stage import TestEngine, an_engine, write_policy
 
 from .conftest import System
 
-pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(600)]
 
 REPO = Path(__file__).parents[2]
 

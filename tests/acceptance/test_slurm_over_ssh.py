@@ -21,7 +21,7 @@ from tests.slurm_chaos import over_ssh
 from tests.slurm_stage import Cluster, cluster_in
 from tests.sshd_stage import Sshd, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.real("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.real("slurm"), pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 MPI = {"nodes": 2, "ntasks": 2, "srun": True, "mpi": "pmi2"}
 

@@ -31,7 +31,7 @@ from tests.docker_stage import (
 )
 from tests.driver_contract import STEPS, Step, exercise
 
-pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

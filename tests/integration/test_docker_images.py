@@ -16,7 +16,7 @@ from sirepo_jobs.errors import LaunchError
 from sirepo_jobs.reasons import Reason
 from tests.docker_stage import SERVICE, TestEngine, an_engine, busybox_files, root_tar, write_policy
 
-pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(600)]
 
 
 class Places(NamedTuple):

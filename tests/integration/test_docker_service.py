@@ -30,7 +30,7 @@ from tests.docker_stage import (
 )
 from tests.on_disk import place_of
 
-pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("docker"), pytest.mark.timeout(600)]
 
 BASE = {"driver": "docker", "image": "bb:1"}
 

@@ -14,7 +14,7 @@ from sirepo_jobs.drivers.sbatch import SbatchDriver
 from tests.bundle_stage import OUT, agent_bundle
 from tests.sshd_stage import Sshd, SshWorld, ssh_world, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

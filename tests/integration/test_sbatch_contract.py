@@ -8,7 +8,7 @@ import pytest
 from tests.driver_contract import STEPS, Step, exercise
 from tests.sshd_stage import Sshd, ssh_world, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

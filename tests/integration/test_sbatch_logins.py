@@ -28,7 +28,7 @@ from tests.bundle_stage import OUT
 from tests.service_stage import eventually
 from tests.sshd_stage import Sshd, SshWorld, ssh_world, sshd_at
 
-pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("sshd"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sirepo_jobs.reasons import Reason
 from tests.agent_stage import appears, children_of, gone
 from tests.slurm_stage import Cluster, cluster_in, counters, job, says, situations, slurm_scene
 
-pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

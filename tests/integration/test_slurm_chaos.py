@@ -9,7 +9,7 @@ from tests.slurm_chaos import ambiguous, blackouts, thousand
 from tests.slurm_chaos.wrappers import LOST
 from tests.slurm_stage import Cluster, cluster_in
 
-pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

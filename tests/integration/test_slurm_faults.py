@@ -14,7 +14,7 @@ from sirepo_jobs.protocol import Exited
 from tests.slurm_chaos.wrappers import Wrappers
 from tests.slurm_stage import Cluster, cluster_in, job, situations, slurm_scene
 
-pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(600)]
 ALONE = {"slurm": {"array": False}}
 
 

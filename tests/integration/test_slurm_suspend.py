@@ -13,7 +13,7 @@ from sirepo_jobs.protocol import Suspended
 from tests.agent_stage import Scene, gone, stands
 from tests.slurm_stage import Cluster, cluster_in, job, situations, slurm_scene
 
-pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real("slurm"), pytest.mark.timeout(600)]
 #: Counts up for ever, and says which process it is.
 COUNT = "echo $$ >$SIREPO_JOBS_RUN_DIR/pid$SLURM_PROCID; n=0; while :; do echo $((n+=1)); sleep 0.02; done"
 
