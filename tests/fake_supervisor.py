@@ -313,8 +313,13 @@ class _Logs(_Stream):
             yield piece
             self.fake.written += len(piece)
 
-    async def _follow(self, job: dict[str, Any], data: bytearray, offset: int) -> AsyncIterator[bytes]:
-        started = self.fake.round
+    def _follow(self, job: dict[str, Any], data: bytearray, offset: int) -> AsyncIterator[bytes]:
+        """Who counts among the streams is ended by the next `end_streams`, whether it has begun or not."""
+        return self._pieces(job, data, offset, self.fake.round)
+
+    async def _pieces(
+        self, job: dict[str, Any], data: bytearray, offset: int, started: int
+    ) -> AsyncIterator[bytes]:
         while not self.gone:
             ended = started != self.fake.round or job["state"] in ("completed", "error", "canceled")
             if len(data) > offset:

@@ -21,6 +21,10 @@ READER = "r" * 43
 """Token of somebody who may only look."""
 
 
+#: Whatever is awaited comes soon, or not at all: only a test that fails waits so long.
+WAIT_SECS = 60
+
+
 class Reply(NamedTuple):
     status: int
     headers: dict[str, str]
@@ -49,7 +53,7 @@ class Wire:
         response = ResponseReader()
         body = b""
         while not response.done:
-            data = await asyncio.wait_for(self.reader.read(65536), 20)
+            data = await asyncio.wait_for(self.reader.read(65536), WAIT_SECS)
             if not data:
                 response.close()
                 break
@@ -58,7 +62,7 @@ class Wire:
 
     async def is_closed(self) -> bool:
         with contextlib.suppress(ConnectionResetError):
-            return await asyncio.wait_for(self.reader.read(1), 20) == b""
+            return await asyncio.wait_for(self.reader.read(1), WAIT_SECS) == b""
         return True
 
     def close(self) -> None:
@@ -136,6 +140,6 @@ async def stage(root: Path) -> AsyncIterator[Stage]:
 
 async def until(condition: Any) -> None:
     """Give the other tasks their turns until something is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_SECS):
         while not condition():
             await asyncio.sleep(0.001)

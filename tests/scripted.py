@@ -116,7 +116,7 @@ class ScriptedAgent:
 
     async def until(self, what: Callable[[], Any]) -> Any:
         """Wait until the supervisor has said something that makes `what` true."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (found := what()):
                 self.news.clear()
                 await self.news.wait()

@@ -16,7 +16,7 @@ from sirepo_jobs.frontend.audit import AuditLog
 from sirepo_jobs.frontend.server import Frontend
 from sirepo_jobs.frontend.upstream import Upstream
 from sirepo_jobs.tokens import TokenOrder, check_order
-from tests.frontend_stage import Stage
+from tests.frontend_stage import WAIT_SECS, Stage
 from tests.integration.test_supervisor import House, house_of
 from tests.scripted import ScriptedDriver
 
@@ -82,7 +82,7 @@ async def service_of(
             await it.close()
 
 
-async def eventually(what: Callable[[], Any], secs: float = 20) -> None:
+async def eventually(what: Callable[[], Any], secs: float = WAIT_SECS) -> None:
     """Other tasks have their turns until something is so."""
     async with asyncio.timeout(secs):
         while not what():

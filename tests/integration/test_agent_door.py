@@ -102,7 +102,7 @@ def test_an_agent_over_tls_is_found_again_by_the_next_supervisor(far: System) ->
 def ask(port: int, data: bytes, context: ssl.SSLContext | None) -> bytes:
     """The door's first line in answer to these bytes; nothing when it just hangs up."""
     with socket.create_connection(("127.0.0.1", port)) as plain:
-        plain.settimeout(20)
+        plain.settimeout(60)
         with contextlib.ExitStack() as stack:
             end: socket.socket = plain
             if context is not None:
@@ -229,9 +229,9 @@ async def test_who_says_nothing_is_put_out(house: Far, monkeypatch: pytest.Monke
     monkeypatch.setattr(agent_socket, "HELLO_SECS", 0.2)
     wire = await house.wire(house.upgrade())
     assert (await wire.reader.readline()).startswith(b"HTTP/1.1 101 ")
-    await asyncio.wait_for(wire.reader.readuntil(b"no hello"), 20)  # the reason of the close frame
+    await asyncio.wait_for(wire.reader.readuntil(b"no hello"), 60)  # the reason of the close frame
     wire.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while agent_socket.AgentSocket._calling:
             await asyncio.sleep(0.001)
 
@@ -242,14 +242,14 @@ async def test_who_calls_often_without_a_hello_is_not_let_in(house: Far) -> None
         assert (await wire.reader.readline()).startswith(b"HTTP/1.1 101 ")
     assert (await (await house.wire(house.upgrade())).reader.readline()).startswith(b"HTTP/1.1 429 ")
     wires[0].close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while agent_socket.AgentSocket._calling["local-ann"] >= agent_socket.MAX_CALLING:
             await asyncio.sleep(0.001)
     last = await house.wire(house.upgrade())
     assert (await last.reader.readline()).startswith(b"HTTP/1.1 101 ")
     for wire in (*wires, last):
         wire.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while agent_socket.AgentSocket._calling:
             await asyncio.sleep(0.001)
 
@@ -257,12 +257,12 @@ async def test_who_calls_often_without_a_hello_is_not_let_in(house: Far) -> None
 async def test_strangers_are_counted_and_do_not_stay(house: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_door, "MAX_STRANGERS", 3)
     silent = [await house.wire() for _ in range(3)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(house.door._server._connections) < 3:  # type: ignore[union-attr]
             await asyncio.sleep(0.001)
     assert await (await house.wire(house.upgrade())).is_closed()
     silent[0].close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(house.door._server._connections) > 2:  # type: ignore[union-attr]
             await asyncio.sleep(0.001)
     # an agent is no stranger any more, and takes nobody's place
@@ -348,7 +348,9 @@ async def test_silence_is_noticed_the_sooner_the_more_hangs_on_it(
     monkeypatch.setattr(house.talk, "heartbeat_secs", 0.4)
     busy = [True]
     monkeypatch.setattr(Agent, "busy", property(lambda _agent: busy[0]))
-    clock = asyncio.get_running_loop().time
+    # The loop's clock goes on as the test says: how busy the machine is makes no wait longer or shorter.
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     claim = house.supervisor.agents.get("local-ann")
     assert claim is not None
 
@@ -366,9 +368,14 @@ async def test_silence_is_noticed_the_sooner_the_more_hangs_on_it(
         return wire
 
     async def lasted(wire: Wire) -> float:
-        since = clock()
-        await asyncio.wait_for(wire.reader.readuntil(b"no sign of life"), 20)
-        return clock() - since
+        nonlocal now
+        since = now
+        while claim.line is not None:
+            assert now - since < 20
+            now += 0.01
+            await asyncio.sleep(0)
+        await wire.reader.readuntil(b"no sign of life")
+        return now - since
 
     at_work = await lasted(await call())
     busy[0] = False

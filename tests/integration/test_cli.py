@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frontend_stage import READER, Stage, stage, until
+from tests.frontend_stage import READER, WAIT_SECS, Stage, stage, until
 
 
 class Told(tuple[int, bytes, bytes]):
@@ -50,7 +50,7 @@ class Shell:
         return await self.end(await self.start(*words), stdin)
 
     async def end(self, process: asyncio.subprocess.Process, stdin: bytes = b"") -> Told:
-        out, err = await asyncio.wait_for(process.communicate(stdin), 30)
+        out, err = await asyncio.wait_for(process.communicate(stdin), WAIT_SECS)
         assert process.returncode is not None
         return Told((process.returncode, out or b"", err))
 
@@ -139,6 +139,8 @@ async def test_a_job_that_is_tried_again_speaks_again(sh: Shell) -> None:
     await until(lambda: "J0" in fake.jobs)
     await fake.change("J0", state="running", attempt=1)
     await fake.write("J0", b"first\n")
+    assert process.stdout is not None
+    heard = await asyncio.wait_for(process.stdout.readline(), WAIT_SECS)
     # the attempt ends: its streams end, and the job waits for its next
     await until(lambda: fake.streams == 2)
     await fake.change("J0", state="pending", attempt=2)
@@ -150,7 +152,8 @@ async def test_a_job_that_is_tried_again_speaks_again(sh: Shell) -> None:
     await until(lambda: fake.opened == 4)
     await fake.write("J0", b"second\n")
     await fake.change("J0", state="completed", exit_code=0)
-    assert await sh.end(process) == (0, b"first\nsecond\n", b"")
+    assert heard == b"first\n"
+    assert await sh.end(process) == (0, b"second\n", b"")
 
 
 async def test_what_a_stream_left_out_is_fetched(sh: Shell) -> None:
@@ -160,6 +163,7 @@ async def test_what_a_stream_left_out_is_fetched(sh: Shell) -> None:
     await fake.change("J0", state="running", attempt=1)
     await until(lambda: fake.streams == 2)
     await fake.end_streams()
+    await until(lambda: fake.streams == 0)
     await fake.write("J0", b"late but proven")
     await fake.change("J0", state="completed", exit_code=0, stdout_bytes=15, stderr_bytes=0)
     assert await sh.end(process) == (0, b"late but proven", b"")
@@ -402,4 +406,4 @@ async def test_a_closed_stdout_is_no_traceback(sh: Shell) -> None:
         process.stdout._transport.close()  # type: ignore[attr-defined]
     assert process.stderr is not None
     assert await process.stderr.read() == b""
-    assert await asyncio.wait_for(process.wait(), 20) == 141
+    assert await asyncio.wait_for(process.wait(), WAIT_SECS) == 141

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import urllib3
 
 import sirepo_jobs
 from sirepo_jobs import rootdir
 from sirepo_jobs.client import Client
 
 LONG = 60
+#: Who is refused is told at once: much less than the minute that `up` waits for its doors, on any machine.
+AT_ONCE_SECS = 30
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -27,6 +30,23 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {LONG} s: {what}"
         time.sleep(0.02)
+
+
+class Gate:
+    """A job of the shell that waits, while it runs, until the test lets it go on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    @property
+    def wait(self) -> str:
+        """In the shell."""
+        return f"read word < {self.path}"
+
+    def open(self) -> None:
+        """Say so once; a job that has not come to it yet is waited for, as the shell's own pipes do."""
+        self.path.write_text("go\n")
 
 
 class House:
@@ -62,6 +82,10 @@ class House:
     def pid(self, name: str) -> int:
         return rootdir.running_pid(self.root / f"{name}.pid") or 0
 
+    def until_running(self, jid: str) -> None:
+        """Also for whoever asks again: `ps` and `show` say that it runs."""
+        until(lambda: json.loads(self.run("show", jid, "-o", "json").stdout)["state"] == "running", "it runs")
+
     def processes(self) -> list[str]:
         """Command lines of all that speak of this root."""
         found = []
@@ -75,6 +99,23 @@ class House:
                 if str(self.root).encode() in line + told and int(entry.name) != os.getpid():
                     found.append(line.decode("utf-8", "replace").replace("\0", " "))
         return found
+
+    def is_ready(self) -> bool:
+        """The front end says that the supervisor can do all that it is asked."""
+        found = rootdir.read_listening(self.root)
+        assert found is not None
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            return urllib3.request("GET", f"{found.url}/readyz", retries=False).status == 200
+        return False
+
+    def is_open(self) -> bool:
+        """The supervisor's own door."""
+        folder = os.open(self.root, os.O_PATH)  # test directories have long names
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                return line.connect_ex(f"/proc/self/fd/{folder}/{rootdir.SOCKET}") == 0
+        finally:
+            os.close(folder)
 
     def end(self) -> None:
         if self.pid("supervisor"):
@@ -118,9 +159,13 @@ def test_from_up_to_down(house: House) -> None:
     assert (told.returncode, told.stdout) == (7, "try 1\ntry 2\ntry 3\n")
     # A job may use the command line itself: what it finds in its environment is no misspelled setting.
     where = Path(sirepo_jobs.__file__).parents[1]
-    words = [sys.executable, "-m", "sirepo_jobs.cli", "ps", "--root", str(house.root)]
-    inside = house.run("run", "-e", f"PYTHONPATH={where}", "--", *words)
-    assert (inside.returncode, "running" in inside.stdout) == (0, True), inside.stderr
+    gate = Gate(house.root.parent / "gate")
+    words = f"{gate.wait}; exec {sys.executable} -m sirepo_jobs.cli ps --root {house.root}"
+    inside = house.run("submit", "-e", f"PYTHONPATH={where}", "--", "sh", "-c", words).stdout.strip()
+    house.until_running(inside)
+    gate.open()
+    assert house.run("wait", inside).returncode == 0
+    assert "running" in house.run("logs", inside).stdout
     assert house.run("doctor").returncode == 0
     states = [job["state"] for job in json.loads(house.run("ps", "-a", "-o", "json").stdout)]
     assert len(states) == 7
@@ -150,7 +195,7 @@ def test_one_root_has_one_of_each(house: House) -> None:
     alone = house.run("supervisor")
     assert alone.returncode != 0
     assert str(house.pid("supervisor")) in alone.stderr
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < AT_ONCE_SECS
     assert house.run("frontend", "--port", "0").returncode == 5
     assert house.run("run", "true").returncode == 0
 
@@ -165,7 +210,7 @@ def test_up_names_who_holds_the_root(house: House) -> None:
         assert told.returncode == 1
         assert f"pid {alone.pid}" in told.stderr
         assert "the supervisor did not start" in told.stderr
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < AT_ONCE_SECS
         assert house.pid("frontend") == 0
     finally:
         alone.send_signal(signal.SIGTERM)
@@ -186,7 +231,9 @@ def test_a_port_that_is_taken_is_named(house: House) -> None:
 def test_crashes_of_the_doors_are_mended_and_jobs_do_not_notice(house: House) -> None:
     house.up()
     client = Client.from_environment(house.root, patience_secs=LONG)
-    script = "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); sleep 0.05; done"
+    gate = Gate(house.root.parent / "gate")
+    lines = "while [ $i -lt {} ]; do echo line $i; i=$((i+1)); sleep 0.05; done"
+    script = f"i=0; {lines.format(30)}; {gate.wait}; {lines.format(60)}"
     with client:
         jid = client.submit({"command": ["sh", "-c", script]}).jid
         log = client.logs(jid, follow=True)
@@ -196,6 +243,7 @@ def test_crashes_of_the_doors_are_mended_and_jobs_do_not_notice(house: House) ->
             pid = house.pid(name)
             os.kill(pid, signal.SIGKILL)
             until(lambda name=name, pid=pid: house.pid(name) not in (0, pid), f"{name} comes back")  # type: ignore[misc]
+        gate.open()
         got += b"".join(log)
         assert got == b"".join(b"line %d\n" % i for i in range(60))
         job = client.wait(jid)
@@ -208,13 +256,15 @@ def test_crashes_of_the_doors_are_mended_and_jobs_do_not_notice(house: House) ->
 
 def test_term_ends_the_doors_and_leaves_the_jobs(house: House) -> None:
     up = house.up()
-    jid = house.run("submit", "--", "sh", "-c", "sleep 3; echo done").stdout.strip()
-    until(lambda: json.loads(house.run("show", jid, "-o", "json").stdout)["state"] == "running", "it runs")
+    gate = Gate(house.root.parent / "gate")
+    jid = house.run("submit", "--", "sh", "-c", f"{gate.wait}; echo done").stdout.strip()
+    house.until_running(jid)
     up.send_signal(signal.SIGTERM)
     assert up.wait(LONG) == 0
     assert (house.pid("supervisor"), house.pid("frontend"), house.pid("up")) == (0, 0, 0)
-    assert house.processes()  # the agent and its job
+    assert any(str(gate.path) in line for line in house.processes())  # the agent and its job
     house.up()
+    gate.open()
     assert house.run("wait", jid).returncode == 0
     assert house.run("logs", jid).stdout == "done\n"
 
@@ -222,17 +272,22 @@ def test_term_ends_the_doors_and_leaves_the_jobs(house: House) -> None:
 def test_a_second_term_ends_a_supervisor_at_once(house: House) -> None:
     """F009: even one that waits for its store; what was accepted is there, and what runs goes on."""
     up = house.up()
-    jid = house.run("submit", "--", "sh", "-c", "sleep 4; echo done").stdout.strip()
-    until(lambda: json.loads(house.run("show", jid, "-o", "json").stdout)["state"] == "running", "it runs")
+    gate = Gate(house.root.parent / "gate")
+    jid = house.run("submit", "--", "sh", "-c", f"{gate.wait}; echo done").stdout.strip()
+    house.until_running(jid)
     pid = house.pid("supervisor")
     with contextlib.closing(sqlite3.connect(house.root / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # nothing can be written, so it cannot end in order
         refused = subprocess.Popen(house.words("submit", "--", "true"), env=house.environ)
+        until(lambda: not house.is_ready(), "it has something to write, and cannot")
         os.kill(pid, signal.SIGTERM)
+        until(lambda: not house.is_open(), "it has heard the first")  # two that wait are one signal
+        assert house.pid("supervisor") == pid
         os.kill(pid, signal.SIGTERM)
         until(lambda: house.pid("supervisor") != pid, "it is gone while its store is locked")
     until(lambda: house.run("ps").returncode == 0, "up has started the next one")
     assert refused.wait(LONG) in (0, 1, 69, 75)
+    gate.open()
     assert house.run("wait", jid).returncode == 0
     assert house.run("logs", jid).stdout == "done\n"
     assert up.poll() is None

@@ -116,7 +116,7 @@ async def test_a_damaged_job_is_shown_explained_and_left_alone_while_others_run(
         await agent.until(lambda: jids["waits"] in agent.runs)
         agent.starts(jids["waits"])
         agent.exits(jids["waits"], 0)
-        job = await asyncio.wait_for(service.house.over(jids["waits"]), 20)
+        job = await asyncio.wait_for(service.house.over(jids["waits"]), 60)
         assert job.record.state is State.COMPLETED
     with closing(sqlite3.connect(root / "jobs.db")) as raw:
         table, key = ("jobs", "seq") if what == "record" else ("specs", "seq")

@@ -275,11 +275,11 @@ async def test_a_supervisor_that_was_replaced_renews_no_lease(tmp_path: Path) ->
         agent.line.hear(p.Heartbeat(at=1, held=1, n=1))
         await agent.until(lambda: agent.heard(p.Heard) == [p.Heard(n=1)])
         # as another supervisor would do it
-        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", timeout=60)) as other:
             other.execute("UPDATE meta SET epoch = epoch + 1")
             other.commit()
         agent.line.hear(p.Heartbeat(at=2, held=1, n=2))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not house.errors:
                 await asyncio.sleep(0)
         assert "another supervisor" in str(house.errors.pop())

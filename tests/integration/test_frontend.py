@@ -364,14 +364,17 @@ async def test_events_go_on_after_the_last_id(house: Stage) -> None:
 # --- the end --------------------------------------------------------------------------------------
 
 
-async def test_ending_cuts_streams_tells_waiters_and_lets_short_requests_finish(house: Stage) -> None:
+async def test_ending_cuts_streams_tells_waiters_and_lets_short_requests_finish(
+    house: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DRAIN_SECS", 1000.0)  # nobody here is waited for
     house.fake.add("J1")
     follower, waiter = await house.wire(), await house.wire()
     await follower.send(house.request("GET", f"{JOBS}/J1/logs/stdout?follow=1"))
     await follower.reader.readuntil(b"\r\n\r\n")
     await waiter.send(house.request("GET", f"{JOBS}/J1?wait=60s&version=1"))
     await until(lambda: len(house.frontend.exchanges) == 2)
-    await asyncio.wait_for(house.frontend.stop(), 2)
+    await asyncio.wait_for(house.frontend.stop(), 60)
     assert await follower.is_closed()  # without the last chunk: the client knows that it is not the end
     reply = await waiter.reply()
     problem(reply, 503, "unavailable")

@@ -262,6 +262,6 @@ async def test_a_log_is_followed_over_killed_front_ends(tmp_path: Path) -> None:
     client.close()
     assert bytes(got) == sent
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     assert rootdir.running_pid(tmp_path / "frontend.pid") is None
     await fake.stop()

@@ -31,7 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def get(service: Service, path: str) -> dict:
     """An answer that has to come although nothing can be written."""
-    reply = await asyncio.wait_for(service.ask("GET", path), 10)
+    reply = await asyncio.wait_for(service.ask("GET", path), 60)
     assert reply.status == 200, reply
     return reply.json
 
@@ -75,16 +75,16 @@ async def test_what_cannot_be_written_is_refused_with_its_reason_or_done_later(s
         await service.house.until(jid, lambda job: job.record.state is State.RUNNING)
         ballast = fill(small_disk)
         # nobody knows yet that the disk is full
-        begun = await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/cancel"), 10)
+        begun = await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/cancel"), 60)
         assert (begun.status, begun.json["code"]) == (503, "store_degraded")
         assert "will be when the store can" in begun.json["detail"]
         assert agent.heard(p.Cancel) == []
         refused = [
-            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/hold"), 10),
-            await asyncio.wait_for(service.ask("PATCH", f"{JOBS}/{jid}", {"priority": 9}), 10),
-            await asyncio.wait_for(service.ask("PATCH", JOBS, [{"jid": jid, "priority": 9}]), 10),
-            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/suspend"), 10),
-            await asyncio.wait_for(service.ask("POST", "/api/v1/tokens", {"user": "ann"}), 10),
+            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/hold"), 60),
+            await asyncio.wait_for(service.ask("PATCH", f"{JOBS}/{jid}", {"priority": 9}), 60),
+            await asyncio.wait_for(service.ask("PATCH", JOBS, [{"jid": jid, "priority": 9}]), 60),
+            await asyncio.wait_for(service.ask("POST", f"{JOBS}/{jid}/suspend"), 60),
+            await asyncio.wait_for(service.ask("POST", "/api/v1/tokens", {"user": "ann"}), 60),
         ]
         for reply in refused:
             assert (reply.status, reply.json["code"]) == (503, "store_degraded"), reply

@@ -89,6 +89,7 @@ async def call(service: Service, name: str) -> ClientConnection:
     return await unix_connect(
         str(service.root / rootdir.SOCKET), "ws://localhost/agent", compression=None, max_size=None,
         additional_headers={"Authorization": f"Bearer {token}", "X-Agent": name}, close_timeout=1,
+        open_timeout=60,
     )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ async def test_agents_that_speak_nonsense_are_hung_up_on(
                     else:
                         await connection.send(said)
                 await connection.send(b"\x07 no chunk")
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while True:
                         await connection.recv(decode=False)
             await connection.wait_closed()
@@ -207,7 +208,7 @@ async def test_what_is_too_long_or_no_websocket_ends_its_connection_alone(
                     assert b" 101 " in await loop.sock_recv(raw, 4096)
                 await loop.sock_sendall(raw, rng.randbytes(rng.randrange(1, 5000)))
                 raw.shutdown(socket.SHUT_WR)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while await loop.sock_recv(raw, 65536):
                         pass
             raw.close()

@@ -218,11 +218,12 @@ async def test_a_reader_who_is_slow_or_leaves_holds_up_nobody(house: Stage) -> N
     assert (reply.whole, len(reply.body)) == (True, 4 * MOVED_BYTES)
     for wire in slow[1:]:
         wire.close()
-    got = 0
-    while not (piece := await slow[0].reader.read(1 << 20)).endswith(b"\r\n0\r\n\r\n"):
+    got, tail = 0, b""  # the last bytes may come in two pieces
+    while not tail.endswith(b"\r\n0\r\n\r\n"):
+        piece = await slow[0].reader.read(1 << 20)
         assert piece
-        got += len(piece)
-    assert got + len(piece) > 4 * MOVED_BYTES
+        got, tail = got + len(piece), (tail + piece)[-7:]
+    assert got > 4 * MOVED_BYTES
     await until(lambda: not job.is_open)
 
 
@@ -230,12 +231,12 @@ async def test_a_run_root_that_hangs_holds_up_nobody_else(
     house: Stage, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F038: its outputs come by way of the agent, those of others from the disk as before."""
-    monkeypatch.setattr(file_pass, "OPEN_SECS", 0.3, raising=False)
+    monkeypatch.setattr(file_pass, "OPEN_SECS", 2.0, raising=False)
     hung, well = Job(house), Job(house, "J2", "bob")
     await hung.says(b"of ann")
     await well.says(b"of bob")
     disk.hanging = hung.place
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         asking = [asyncio.create_task(house.ask("GET", LOG)) for _ in range(6)]
         await until(lambda: disk.touched == 4)
         assert (await house.ask("GET", LOG.replace("J1", "J2"))).body == b"of bob"
@@ -255,7 +256,7 @@ async def test_a_run_root_that_hangs_holds_up_nobody_else(
 async def test_a_read_that_hangs_ends_its_own_stream(
     house: Stage, disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(file_pass, "READ_SECS", 0.3, raising=False)
+    monkeypatch.setattr(file_pass, "READ_SECS", 2.0, raising=False)
     hung, well = Job(house), Job(house, "J2", "bob")
     hung.write(bytes(3 + size))
     await hung.mark(3)
@@ -265,7 +266,7 @@ async def test_a_read_that_hangs_ends_its_own_stream(
     await wire.reader.readuntil(b"\r\n\r\n3\r\n\0\0\0\r\n")
     disk.hanging = hung.place
     await hung.mark(3 + size)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # the length of a chunk that is moved is said before
         assert await wire.reader.read(-1) in (b"", b"%x\r\n" % size)
         assert (await house.ask("GET", LOG.replace("J1", "J2"))).body == b"of bob"
@@ -283,7 +284,7 @@ async def main():
     await asyncio.wait({hung}, timeout=0.1)
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 async def test_what_nobody_foresaw_is_no_silence(house: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +295,7 @@ async def test_what_nobody_foresaw_is_no_silence(house: Stage, monkeypatch: pyte
         raise ValueError("embedded null byte")
 
     monkeypatch.setattr(OnDisk, "open", fail)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await house.ask("GET", LOG)).body == b"OF ANN"
 
 
@@ -315,6 +316,6 @@ async def test_a_client_that_leaves_between_two_words(house: Stage) -> None:
         direct=client,
     )
     it.feed(b"%d\n" % COPIED_BYTES)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert isinstance(await over, ConnectionError)
     assert not job.is_open

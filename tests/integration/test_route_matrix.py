@@ -122,7 +122,7 @@ class Village(NamedTuple):
         """Status, as much of the body as comes at once, and headers."""
         wire = await self.service.wire()
         await wire.send(self.service.request(method, path, body, token=self.tokens[who]))
-        head = (await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 20)).decode()
+        head = (await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), 60)).decode()
         status, *lines = head.split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines if line)
         text = b""

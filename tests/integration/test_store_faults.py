@@ -135,9 +135,11 @@ async def test_kill_9_at_any_moment(url: str) -> None:
         process = writer(url, 100_000)
         assert process.stdout is not None
         assert process.stdout.readline().startswith("from ")
-        await asyncio.sleep(chance.random() * 0.3)
+        # Some way on, and then at any moment: how far it gets does not follow from how busy the machine is.
+        words = "".join(process.stdout.readline() for _ in range(chance.randrange(1, 40)))
+        await asyncio.sleep(chance.random() * 0.03)
         process.kill()
-        told = max(told, acked(process.stdout.read()))
+        told = max(told, acked(words + process.stdout.read()))
         process.communicate()
         assert await recovered(url) >= told
     assert told > 100
@@ -216,7 +218,7 @@ async def test_a_full_disk_is_waited_for(small_disk: Path) -> None:
         assert len(await it.store.jobs(["J1"])) == 1
         assert heard == before
         ballast.unlink()
-        await asyncio.wait_for(it.store.flushed(), 10)
+        await asyncio.wait_for(it.store.flushed(), 60)
         assert heard == list(range(2, number + 1))
         assert it.store.degraded is None
         assert it.fatal == []

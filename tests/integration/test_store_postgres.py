@@ -185,9 +185,11 @@ async def test_kill_9_at_any_moment(url: str) -> None:
         process = writer(url, 100_000)
         assert process.stdout is not None
         assert process.stdout.readline().startswith("from ")
-        await asyncio.sleep(chance.random() * 0.3)
+        # Some way on, and then at any moment: how far it gets does not follow from how busy the machine is.
+        words = "".join(process.stdout.readline() for _ in range(chance.randrange(1, 40)))
+        await asyncio.sleep(chance.random() * 0.03)
         process.kill()
-        told = max(told, acked(process.stdout.read()))
+        told = max(told, acked(words + process.stdout.read()))
         process.communicate()
         async with opened(url) as it:
             count = it.store.last_job_seq
@@ -232,7 +234,7 @@ async def test_a_server_that_restarts_is_waited_for(server: str, url: str, place
         await asyncio.to_thread(
             subprocess.run, [SERVICE, "postgres", "start", place], check=True, capture_output=True
         )
-        await asyncio.wait_for(it.store.flushed(), 20)
+        await asyncio.wait_for(it.store.flushed(), 60)
         assert heard == [2, 3]
         assert it.store.degraded is None
         assert it.fatal == []

@@ -64,7 +64,7 @@ class House:
 
     async def agent(self, name: str = "local-ann") -> ScriptedAgent:
         """The scripted agent of that name, when it is connected."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while name not in self.driver.agents or self.driver.agents[name].line is None:
                 await asyncio.sleep(0)
         return self.driver.agents[name]
@@ -76,7 +76,7 @@ class House:
 
     async def until(self, jid: str, what: Callable[[ComputeJob], Any]) -> ComputeJob:
         """The job as soon as `what` is true of what is durable."""
-        async with asyncio.timeout(20), self.supervisor.jobs.hold(jid) as job:
+        async with asyncio.timeout(60), self.supervisor.jobs.hold(jid) as job:
             assert job is not None
             while job.seen < job.record.version or not what(job):
                 await job.change(job.seen)
@@ -178,6 +178,12 @@ async def test_an_agent_that_never_calls_is_stopped_and_launched_anew(
     no_pauses(monkeypatch)
     driver = ScriptedDriver("silent", "hang", "ok")
     driver.launch_secs = 0.05
+
+    async def third_has_time(_spec: Any) -> None:
+        if len(driver.launched) == 3:
+            driver.launch_secs = 60
+
+    driver.on_launch = third_has_time
     async with house_of(tmp_path, driver) as house:
         (jid,) = await house.submit()
         agent = await house.agent()
@@ -583,7 +589,7 @@ async def test_a_user_whom_no_host_may_have_takes_no_slots(tmp_path: Path) -> No
     """The job waits with its driver's words, and nobody's slots are gone."""
     async with house_of(tmp_path, TwoHosts("fail", new="")) as place:
         (jid,) = await place.submit()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await place.driver.news.wait()
             while place.supervisor.dispatch.why_pending(await place.job(jid))[0] is not Reason.LAUNCH_FAILED:
                 await asyncio.sleep(0)

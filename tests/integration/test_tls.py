@@ -54,7 +54,7 @@ def test_the_front_end_speaks_tls(ca: trustme.CA, pair: tuple[Path, Path], tmp_p
         with socket.create_connection(("127.0.0.1", port)) as plain, pytest.raises((ssl.SSLError, OSError)):
             old.wrap_socket(plain, server_hostname="127.0.0.1")
         with socket.create_connection(("127.0.0.1", port)) as plain:
-            plain.settimeout(10)
+            plain.settimeout(60)
             plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert b"200" not in plain.recv(100)

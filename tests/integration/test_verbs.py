@@ -149,16 +149,25 @@ async def test_a_strangers_job_is_missing(door: Asker, verb: str) -> None:
 async def test_explain_says_what_the_supervisor_knows(door: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sirepo_jobs.api.explain.STDERR_SECS", 0.05)
     door.house.driver.script = ["fail", "ok"]
+    looked = asyncio.Event()
+
+    async def second_waits(spec: object) -> None:
+        if len(door.house.driver.launched) > 1:
+            await looked.wait()
+
+    door.house.driver.on_launch = second_waits
+    monkeypatch.setattr(door.house.driver, "launch_secs", 60.0)
     first, second, third = await door.house.submit(
         *[JobSpec(command=["true"], resources=Resources(cpus=2))] * 3
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (said := await door.json("GET", f"/jobs/{first}/explain"))["agent"]["launch_failures"] == 0:
             await asyncio.sleep(0.01)
     assert "could not be started (once): no more processes; the next try" in said["summary"]
     assert (said["reason"], said["waiting"]["for"]) == ("LAUNCH_FAILED", "agent")
     said = await door.json("GET", f"/jobs/{third}/explain")
     assert (said["waiting"]["position"], said["waiting"]["position_is_exact"]) == (2, True)
+    looked.set()
     agent = await door.house.agent()
     await agent.until(lambda: agent.heard(p.Run))
     agent.starts(first)
@@ -278,7 +287,7 @@ async def test_who_follows_a_job_that_does_not_begin_and_leaves_is_forgotten(tmp
         writer.write(
             f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s\r\nX-User: ann\r\n\r\n".encode()
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not job.pins:
                 await asyncio.sleep(0.01)
             writer.close()
