@@ -26,6 +26,9 @@ FRONTEND_PID = "frontend.pid"
 SUPERVISOR_PID = "supervisor.pid"
 UP_PID = "up.pid"
 
+#: Whoever only looks at a pid file has it for an instant, or on a busy machine until it has its turn again.
+_HOLD_TRIES = 50
+_HOLD_PAUSE_SECS = 0.02
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,200}")
 
 
@@ -140,13 +143,13 @@ class PidFile:
     def hold(self) -> None:
         """Write our pid. Raises `Conflict`, naming the holder, when another process has it."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        for tries_left in reversed(range(5)):
+        for tries_left in reversed(range(_HOLD_TRIES)):
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                if tries_left:  # `running_pid` holds the lock too, for an instant
-                    time.sleep(0.02)
+                if tries_left:
+                    time.sleep(_HOLD_PAUSE_SECS)
                     continue
                 holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
                 os.close(fd)

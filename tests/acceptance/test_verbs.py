@@ -39,7 +39,8 @@ def test_hold_ends_it_release_starts_it_anew_and_retry_once_more(system: System)
     jid = client.submit({"command": ["sh", "-c", f"sleep {word}"], "tags": {"kind": "held"}}).jid
     eventually(lambda: client.get(jid).state == "running")
     said = json.loads(system.cli("hold", "--tag", "kind=held", "--output", "json").stdout)
-    assert [(one["jid"], one["state"]) for one in said] == [(jid, "canceling")]
+    # told as it is by the time that is written down: the agent may have been as quick
+    assert [(one["jid"], one["state"] in ("canceling", "held")) for one in said] == [(jid, True)]
     eventually(lambda: client.get(jid).state == "held")
     assert marked(word) == []
     system.cli("release", jid)
@@ -49,7 +50,7 @@ def test_hold_ends_it_release_starts_it_anew_and_retry_once_more(system: System)
     system.cli("cancel", jid)
     client.wait(jid, timeout=60)
     job = client.retry(jid)
-    assert (job.serial, job.state in ("pending", "starting")) == (2, True)
+    assert (job.serial, job.state in ("pending", "starting", "running")) == (2, True)
     eventually(lambda: client.get(jid).state == "running")
     assert client.get(jid).attempt == 3
     system.cli("cancel", jid)
