@@ -57,17 +57,16 @@ class Intake:
         specs = [self._on_cluster(spec, pointer) for spec, pointer in zip(specs, pointers, strict=True)]
         # Let go of at once if nothing comes of it; else whoever asks again must find it in the store.
         with contextlib.ExitStack() as held:
-            if key is None:
-                records = await self._make(user, specs, None, held)
-                # the same again would be other jobs, beside these
-                then = "look at your jobs before you send these again, or send an Idempotency-Key"
-            else:
+            fresh = None
+            # without a key the same again would be other jobs, beside these
+            then = "look at your jobs before you send these again, or send an Idempotency-Key"
+            if key is not None:
                 digest = await self._hold_key(user, key, specs, held)
                 if (row := await self._known_key(user, key)) is not None:
                     return await self._answer_again(row, digest), False
                 fresh = KeyRow(user=user, key=key, digest=digest, jids=[], created_at=0)
-                records = await self._make(user, specs, fresh, held)
                 then = "ask again"
+            records = await self._make(user, specs, fresh, held)
         await self._written(then)
         return records, True
 
@@ -195,6 +194,5 @@ class Intake:
             self._jids.update(jids)
             held.callback(self._jids.difference_update, jids)
             taken = {row.record.jid for row in await self._supervisor.store.jobs(jids)}
-        if not taken:
-            return
-        raise Conflict(f"jid {min(taken)!r} is taken; choose another, or leave it out", code="jid_taken")
+        if taken:
+            raise Conflict(f"jid {min(taken)!r} is taken; choose another, or leave it out", code="jid_taken")

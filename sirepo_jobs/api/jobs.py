@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import re
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -60,7 +61,7 @@ class Jobs(Handler):
             self.set_header("Location", f"/api/v1/jobs/{records[0].jid}")
         if wait_secs:
             async with self.job(records[0].jid) as job:
-                await _end(job, wait_secs)
+                await _at_most(wait_secs, job.end())
                 self.answer(await self.durable_view(job), 201)
             return
         answers = [{"jid": r.jid, "serial": r.serial, "state": r.state} for r in records]
@@ -185,12 +186,8 @@ class Job(Handler):
         wait_secs = self.wait_secs()
         try:
             async with self.job(jid) as job:
-                if wait_secs and until_ended:
-                    await _end(job, wait_secs)
-                elif wait_secs and version is not None:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(wait_secs):
-                            await job.change(version)
+                if wait_secs and (until_ended or version is not None):
+                    await _at_most(wait_secs, job.end() if until_ended else job.change(version or 0))
                 self.answer(await self.durable_view(job))
         except Damaged as exc:
             self.answer(job_view(exc.stored.record, exc.stored.fixed))
@@ -316,11 +313,11 @@ class JobEvents(Handler):
         self.answer({"events": [event_view(row) for row in rows]})
 
 
-async def _end(job: ComputeJob, secs: float) -> None:
-    """Until its run has ended, or the time is over."""
+async def _at_most(secs: float, news: Awaitable[None]) -> None:
+    """Wait for news, or until the time is over."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(secs):
-            await job.end()
+            await news
 
 
 def _cannot(job: ComputeJob, verb: str) -> Conflict:
